@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"text/template"
-
 )
 
 //go:embed templates
@@ -191,4 +190,3 @@ const scriptPath = "/v1/ipxe"
 func Hyphens(mac []byte) string {
 	return strings.ReplaceAll(fmt.Sprintf("% x", mac), " ", "-")
 }
-
