@@ -1,0 +1,248 @@
+package image
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"sidus/image/catalog"
+	"sidus/image/index"
+	"sidus/image/store"
+)
+
+// Finding is something that Check found.
+type Finding struct {
+	Kind   string `json:"kind"` // leftover, lost, unknown, running, index
+	Text   string `json:"text"` // a sentence for people
+	Repair string `json:"repair,omitempty"`
+	Fatal  bool   `json:"fatal"` // something is lost, or cannot be repaired
+
+	repair func(ctx context.Context) error
+}
+
+// The kinds of findings.
+const (
+	FindingLeftover = "leftover" // a cut operation left something in the store
+	FindingLost     = "lost"     // the catalog names what the store does not hold
+	FindingUnknown  = "unknown"  // the store holds what neither catalog nor intent names
+	FindingRunning  = "running"  // a live process works there; nothing is wrong
+	FindingIndex    = "index"    // a cached index is damaged or not needed
+)
+
+// Check compares catalog and store, and finds what was left over when an
+// operation was cut. It changes nothing and does not touch what a live process
+// is doing.
+func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
+	// The catalog first: what is made meanwhile is then known by its intent
+	// or not in the list of the store yet, which is read after it. What is
+	// destroyed meanwhile is looked for once more before it is called lost.
+	before, err := m.knowledge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	items, err := m.store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	after, err := m.knowledge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	held := map[string]store.Item{}
+	for _, item := range items {
+		held[itemID(item)] = item
+	}
+	for _, intent := range after.intents {
+		if f, ok := m.checkIntent(intent, held, after); ok {
+			findings = append(findings, f)
+		}
+	}
+	for id, item := range held {
+		if before.knows(id) || after.knows(id) {
+			continue
+		}
+		findings = append(findings, m.unknownItem(item))
+	}
+	for id, what := range after.named {
+		if _, there := held[id]; !there && before.named[id] != "" {
+			findings = append(findings, Finding{Kind: FindingLost, Fatal: true,
+				Text: fmt.Sprintf("%s is in the catalog, but the store does not hold it (%s)", what, id)})
+		}
+	}
+	indexes, err := m.checkIndexes(after)
+	return append(findings, indexes...), err
+}
+
+// Repair mends what Check found and can be mended. It returns what it did.
+func (m *Manager) Repair(ctx context.Context, findings []Finding) (done []string, err error) {
+	var errs []error
+	for _, f := range findings {
+		if f.repair == nil {
+			continue
+		}
+		if err := f.repair(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.Text, err))
+			continue
+		}
+		done = append(done, f.Repair)
+	}
+	return done, errors.Join(errs...)
+}
+
+// knowledge is what the catalog knew at one moment.
+type knowledge struct {
+	named    map[string]string // ID → what it is, for people
+	intended map[string]bool   // IDs in an intent
+	intents  []catalog.Intent
+}
+
+func (k knowledge) knows(id string) bool { return k.named[id] != "" || k.intended[id] }
+
+func (m *Manager) knowledge(ctx context.Context) (knowledge, error) {
+	k := knowledge{named: map[string]string{}, intended: map[string]bool{}}
+	err := m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
+		if k.intents, err = catalog.Intents(tx); err != nil {
+			return err
+		}
+		for _, intent := range k.intents {
+			for _, v := range intent.Volumes {
+				k.intended[string(v)] = true
+			}
+			for _, s := range intent.Snapshots {
+				k.intended[string(s)] = true
+			}
+		}
+		err = eachRow(tx, func(id, name string) { k.named[id] = "the head of " + name },
+			`SELECT head, name FROM tree WHERE deleted IS NULL`)
+		if err != nil {
+			return err
+		}
+		return eachRow(tx, func(id, ref string) { k.named[id] = "snapshot " + ref },
+			`SELECT snapshot.id, tree.name || '@' || snapshot.number FROM snapshot JOIN tree ON tree.id = snapshot.tree WHERE snapshot.deleted IS NULL`)
+	})
+	return k, err
+}
+
+func itemID(item store.Item) string {
+	if item.Kind == store.KindVolume {
+		return string(item.Volume)
+	}
+	return string(item.Snapshot)
+}
+
+// checkIntent looks at one intent. If its process is dead, all that it names
+// and the catalog does not is left over.
+func (m *Manager) checkIntent(intent catalog.Intent, held map[string]store.Item, known knowledge) (Finding, bool) {
+	who := fmt.Sprintf("`%s` of %s (process %d, %s)", intent.Actor.Command, intent.Actor.User, intent.Process.PID, intent.At.Format("2006-01-02 15:04:05"))
+	if intent.Process.Alive() {
+		return Finding{Kind: FindingRunning, Text: who + " is at work: " + intent.Action}, true
+	}
+	var left []store.Item
+	for _, v := range intent.Volumes {
+		if item, there := held[string(v)]; there && known.named[string(v)] == "" {
+			left = append(left, item)
+		}
+	}
+	for _, s := range intent.Snapshots {
+		if item, there := held[string(s)]; there && known.named[string(s)] == "" {
+			left = append(left, item)
+		}
+	}
+	text := fmt.Sprintf("%s was cut: its %s left %s", who, intent.Action, countItems(left))
+	return Finding{
+		Kind:   FindingLeftover,
+		Text:   text,
+		Repair: fmt.Sprintf("removed what a cut %s left: %s", intent.Action, countItems(left)),
+		repair: func(ctx context.Context) error {
+			for _, item := range left {
+				if err := m.destroyItem(ctx, item); err != nil {
+					return err
+				}
+			}
+			return m.catalog.Update(ctx, func(tx *sql.Tx) error { return catalog.End(tx, intent.ID) })
+		},
+	}, true
+}
+
+func countItems(items []store.Item) string {
+	if len(items) == 0 {
+		return "nothing in the store"
+	}
+	list := make([]string, len(items))
+	for i, item := range items {
+		list[i] = fmt.Sprintf("the %s %s", item.Kind, itemID(item))
+	}
+	return strings.Join(list, ", ")
+}
+
+func (m *Manager) destroyItem(ctx context.Context, item store.Item) (err error) {
+	if item.Kind == store.KindVolume {
+		err = m.store.DestroyVolume(ctx, item.Volume)
+	} else {
+		err = m.store.DestroySnapshot(ctx, item.Snapshot)
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// unknownItem is something in the store that nobody has announced. A
+// half-made item is worth nothing; a whole one may belong to a newer catalog
+// than this one, and is not touched.
+func (m *Manager) unknownItem(item store.Item) Finding {
+	if item.Partial {
+		return Finding{
+			Kind:   FindingLeftover,
+			Text:   fmt.Sprintf("the store holds a half-made %s (%s)", item.Kind, itemID(item)),
+			Repair: fmt.Sprintf("removed the half-made %s %s", item.Kind, itemID(item)),
+			repair: func(ctx context.Context) error { return m.destroyItem(ctx, item) },
+		}
+	}
+	return Finding{Kind: FindingUnknown, Text: fmt.Sprintf(
+		"the store holds the %s %s (made %s), which the catalog does not know; if this is an old copy of the catalog, bring back the newest",
+		item.Kind, itemID(item), item.Created.Format("2006-01-02 15:04"))}
+}
+
+// checkIndexes finds cached indexes that are damaged, or of snapshots that
+// are gone. They can be made again at any time.
+func (m *Manager) checkIndexes(known knowledge) ([]Finding, error) {
+	paths, err := filepath.Glob(m.layout.Index("*"))
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, path := range paths {
+		id := strings.TrimSuffix(filepath.Base(path), ".index")
+		problem := ""
+		if known.named[id] == "" {
+			problem = "is of a snapshot that is gone"
+		} else if err := verifyIndex(path); err != nil {
+			problem = "is damaged (" + err.Error() + ")"
+		}
+		if problem == "" {
+			continue
+		}
+		findings = append(findings, Finding{
+			Kind:   FindingIndex,
+			Text:   fmt.Sprintf("the index of %s %s", id, problem),
+			Repair: "removed the index of " + id + "; it is made again when it is needed",
+			repair: func(context.Context) error { return os.Remove(path) },
+		})
+	}
+	return findings, nil
+}
+
+func verifyIndex(path string) (err error) {
+	x, err := index.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, x.Close()) }()
+	return x.Verify()
+}

@@ -1,0 +1,56 @@
+package image
+
+import (
+	"os"
+	"path/filepath"
+
+	"sidus/image/store"
+)
+
+// Layout names the files of a state folder.
+type Layout struct {
+	Dir string // the state folder, by default /var/lib/sidus
+}
+
+// Catalog is the SQLite database.
+func (l Layout) Catalog() string { return filepath.Join(l.Dir, "sidus.db") }
+
+// StoreFile is the loop file of the embedded store.
+func (l Layout) StoreFile() string { return filepath.Join(l.Dir, "store", "store.img") }
+
+// SiteKey is the key that authenticates file handles and derives machine IDs.
+func (l Layout) SiteKey() string { return filepath.Join(l.Dir, "secrets", "site.key") }
+
+// Cache holds what can be made again: packages and indexes.
+func (l Layout) Cache() string { return filepath.Join(l.Dir, "cache") }
+
+// Index is the cached index of a snapshot.
+func (l Layout) Index(id store.SnapshotID) string {
+	return filepath.Join(l.Cache(), "index", string(id)+".index")
+}
+
+// Logs holds the logs of builds.
+func (l Layout) Logs() string { return filepath.Join(l.Dir, "log") }
+
+// headLock is the lock file of a tree's head.
+func (l Layout) headLock(tree string) string {
+	return filepath.Join(l.Dir, "locks", "head-"+tree+".lock")
+}
+
+// Make creates the folders that are missing: everything is root's alone.
+func (l Layout) Make() error {
+	for _, dir := range []string{
+		l.Dir,
+		filepath.Dir(l.StoreFile()),
+		filepath.Dir(l.SiteKey()),
+		filepath.Join(l.Cache(), "index"),
+		filepath.Join(l.Cache(), "packages"),
+		l.Logs(),
+		filepath.Join(l.Dir, "locks"),
+	} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,327 @@
+package image
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"sidus/image/catalog"
+	"sidus/image/store"
+)
+
+// CreateTree makes a tree with an empty head.
+func (m *Manager) CreateTree(ctx context.Context, name string) (Tree, error) {
+	t := newTree(name, "")
+	err := m.run(ctx, operation{
+		action: "create",
+		makes:  []store.VolumeID{t.Head},
+		check:  func(tx *sql.Tx) error { return checkTreeName(tx, name) },
+		work:   func(ctx context.Context) error { return m.store.CreateVolume(ctx, t.Head) },
+		commit: func(tx *sql.Tx) error {
+			if err := insertTree(tx, t); err != nil {
+				return err
+			}
+			return m.record(tx, "create", t.ID, "made the tree %s", name)
+		},
+	})
+	return t, err
+}
+
+// Branch makes a new tree whose head starts from a snapshot: a clone, at once.
+func (m *Manager) Branch(ctx context.Context, from store.SnapshotID, name string) (Tree, error) {
+	t := newTree(name, from)
+	err := m.run(ctx, operation{
+		action: "branch",
+		makes:  []store.VolumeID{t.Head},
+		uses:   []store.SnapshotID{from},
+		check:  func(tx *sql.Tx) error { return checkTreeName(tx, name) },
+		work:   func(ctx context.Context) error { return m.store.Clone(ctx, from, t.Head) },
+		commit: func(tx *sql.Tx) error {
+			origin, err := snapshotByID(tx, from)
+			if err != nil {
+				return err
+			}
+			if err := insertTree(tx, t); err != nil {
+				return err
+			}
+			return m.record(tx, "branch", t.ID, "branched %s from %s", name, origin.Ref())
+		},
+	})
+	return t, err
+}
+
+// Rename gives a tree another name. What is stored, and what nodes boot, does
+// not change.
+func (m *Manager) Rename(ctx context.Context, tree, name string) error {
+	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		t, err := treeByName(tx, tree)
+		if err != nil {
+			return err
+		}
+		if err := checkTreeName(tx, name); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(`UPDATE tree SET name = ? WHERE id = ?`, name, t.ID); err != nil {
+			return err
+		}
+		return m.record(tx, "rename", t.ID, "renamed %s to %s", tree, name)
+	})
+	if err == nil {
+		m.keepCatalog(ctx)
+	}
+	return err
+}
+
+func newTree(name string, base store.SnapshotID) Tree {
+	return Tree{ID: string(store.NewVolumeID()), Name: name, Head: store.NewVolumeID(), Base: base, Created: time.Now()}
+}
+
+func checkTreeName(tx *sql.Tx, name string) error {
+	_, err := treeByName(tx, name)
+	switch {
+	case err == nil:
+		return fmt.Errorf("tree %s: %w", name, store.ErrExists)
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	}
+	return err
+}
+
+func insertTree(tx *sql.Tx, t Tree) error {
+	// Another process may have taken the name since it was checked.
+	if err := checkTreeName(tx, t.Name); err != nil {
+		return err
+	}
+	_, err := tx.Exec(`INSERT INTO tree (id, name, head, base, created) VALUES (?, ?, ?, ?, ?)`,
+		t.ID, t.Name, t.Head, t.Base, catalog.Millis(t.Created))
+	return err
+}
+
+// Origin describes where the head of a branch comes from: its base, if that
+// is a snapshot of another tree.
+func (m *Manager) Origin(ctx context.Context, t Tree) (Snapshot, bool, error) {
+	if t.Base == "" {
+		return Snapshot{}, false, nil
+	}
+	s, err := m.SnapshotRecord(ctx, t.Base)
+	return s, err == nil && s.TreeID != t.ID, err
+}
+
+// DeleteTree deletes a tree: its head and all its snapshots. If anybody needs
+// one of them the error is a *NeededError, and nothing is deleted.
+func (m *Manager) DeleteTree(ctx context.Context, tree string, wait bool) error {
+	return m.withHead(ctx, tree, nil, wait, func(t Tree) error {
+		list, err := m.Snapshots(ctx, t)
+		if err != nil {
+			return err
+		}
+		ids := make([]store.SnapshotID, len(list))
+		for i, s := range list {
+			ids[i] = s.ID
+		}
+		if err := m.destroy(ctx, destruction{
+			action:    "delete",
+			what:      "tree " + t.Name,
+			volumes:   []store.VolumeID{t.Head},
+			snapshots: ids,
+			ownTree:   t.ID,
+			commit: func(tx *sql.Tx) error {
+				if _, err := tx.Exec(`UPDATE tree SET deleted = ? WHERE id = ?`, catalog.Millis(time.Now()), t.ID); err != nil {
+					return err
+				}
+				return m.record(tx, "delete", t.ID, "deleted the tree %s with %d snapshots", t.Name, len(ids))
+			},
+		}); err != nil {
+			return err
+		}
+		if err := os.Remove(m.layout.headLock(t.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			m.log.WithError(err).Warn("an old lock file stays")
+		}
+		return nil
+	})
+}
+
+// DeleteSnapshot deletes a snapshot. If anybody needs it the error is a
+// *NeededError.
+func (m *Manager) DeleteSnapshot(ctx context.Context, id store.SnapshotID) error {
+	s, err := m.SnapshotByID(ctx, id)
+	if err != nil {
+		return err
+	}
+	return m.destroy(ctx, destruction{
+		action:    "delete",
+		what:      "snapshot " + s.Ref(),
+		snapshots: []store.SnapshotID{id},
+		commit: func(tx *sql.Tx) error {
+			return m.record(tx, "delete", s.TreeID, "deleted %s", s.Ref())
+		},
+	})
+}
+
+// destruction is the removal of things that nobody needs.
+type destruction struct {
+	action    string
+	what      string
+	volumes   []store.VolumeID
+	snapshots []store.SnapshotID
+	ownTree   string // needs of this tree do not count, since it goes as well
+	commit    func(tx *sql.Tx) error
+}
+
+// destroy takes things out of the catalog in one transaction, and then out of
+// the store. If it is cut in between, Repair does the rest.
+func (m *Manager) destroy(ctx context.Context, d destruction) error {
+	var id int64
+	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		var needs []Need
+		for _, snapshot := range d.snapshots {
+			more, err := needsOf(tx, snapshot, d.ownTree)
+			if err != nil {
+				return err
+			}
+			needs = append(needs, more...)
+		}
+		if len(needs) > 0 {
+			return &NeededError{What: d.what, Needs: needs}
+		}
+		now := catalog.Millis(time.Now())
+		for _, snapshot := range d.snapshots {
+			if _, err := tx.Exec(`UPDATE snapshot SET deleted = ? WHERE id = ?`, now, snapshot); err != nil {
+				return err
+			}
+		}
+		if err := d.commit(tx); err != nil {
+			return err
+		}
+		var err error
+		id, err = catalog.Begin(tx, catalog.Intent{Action: d.action, Volumes: d.volumes, Snapshots: d.snapshots, Actor: m.actor})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	errs := []error{m.destroyVolumes(ctx, d.volumes)}
+	for _, snapshot := range d.snapshots {
+		if err := m.store.DestroySnapshot(ctx, snapshot); err != nil && !errors.Is(err, store.ErrNotFound) {
+			errs = append(errs, err)
+		}
+		if err := os.Remove(m.layout.Index(snapshot)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		// It is deleted: the catalog does not name it any more. The intent
+		// stays on record for what is left over.
+		m.log.WithError(err).Warnf("%s is deleted, but its space is not free yet; `sidus check --repair` frees it", d.what)
+		return nil
+	}
+	m.endIntent(ctx, id)
+	m.keepCatalog(ctx)
+	return nil
+}
+
+// RollbackReport says what a rollback did, and what it did not do.
+type RollbackReport struct {
+	To       Snapshot  `json:"to"`
+	Saved    *Snapshot `json:"saved,omitempty"`    // holds what the head held, if that was in no snapshot
+	Channels []Channel `json:"channels,omitempty"` // channels that still point to another snapshot of the tree
+	Running  []Need    `json:"running,omitempty"`  // nodes that run another snapshot of the tree, or are pinned to one
+}
+
+// Rollback makes the head of a tree start again from a snapshot, of that tree
+// or of another one. Later snapshots stay, so that it can be undone; what the
+// head held and no snapshot holds is saved in a snapshot first. Nothing that
+// nodes boot is changed.
+func (m *Manager) Rollback(ctx context.Context, tree string, to store.SnapshotID, wait bool) (report RollbackReport, err error) {
+	err = m.withHead(ctx, tree, nil, wait, func(t Tree) error {
+		changes, err := m.headChanges(ctx, t, 1)
+		if err != nil {
+			return err
+		}
+		if len(changes) > 0 {
+			saved, err := m.snapshotVolume(ctx, t, t.Head, t.Base, SnapshotOptions{Message: "the head before a rollback"}, nil)
+			if err != nil {
+				return err
+			}
+			report.Saved = &saved
+		}
+		if err := m.resetHead(ctx, t, to); err != nil {
+			return err
+		}
+		if report.To, err = m.SnapshotByID(ctx, to); err != nil {
+			return err
+		}
+		return m.catalog.View(ctx, func(tx *sql.Tx) error { return fillRollbackReport(tx, t, &report) })
+	})
+	return report, err
+}
+
+// resetHead replaces the head by a clone of a snapshot.
+func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID) error {
+	head := store.NewVolumeID()
+	return m.run(ctx, operation{
+		action:  "rollback",
+		makes:   []store.VolumeID{head},
+		removes: []store.VolumeID{t.Head},
+		uses:    []store.SnapshotID{to},
+		work:    func(ctx context.Context) error { return m.store.Clone(ctx, to, head) },
+		commit: func(tx *sql.Tx) error {
+			if err := setHead(tx, t.ID, head, to); err != nil {
+				return err
+			}
+			target, err := snapshotByID(tx, to)
+			if err != nil {
+				return err
+			}
+			return m.record(tx, "rollback", t.ID, "rolled the head of %s back to %s", t.Name, target.Ref())
+		},
+	})
+}
+
+func fillRollbackReport(tx *sql.Tx, t Tree, report *RollbackReport) error {
+	channels, err := queryChannels(tx)
+	if err != nil {
+		return err
+	}
+	for _, c := range channels {
+		if c.Snapshot.TreeID == t.ID && c.Snapshot.ID != report.To.ID {
+			report.Channels = append(report.Channels, c)
+		}
+	}
+	list, err := querySnapshots(tx, `snapshot.tree = ? AND snapshot.deleted IS NULL`, t.ID)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.ID == report.To.ID {
+			continue
+		}
+		nodes, err := nodeNeeds(tx, s)
+		if err != nil {
+			return err
+		}
+		report.Running = append(report.Running, nodes...)
+	}
+	return nil
+}
+
+// String tells the report to people.
+func (r RollbackReport) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the head of %s is now %s; later snapshots are still there\n", r.To.Tree, r.To.Ref())
+	if r.Saved != nil {
+		fmt.Fprintf(&b, "what the head held is saved as %s\n", r.Saved.Ref())
+	}
+	for _, c := range r.Channels {
+		fmt.Fprintf(&b, "channel %s still points to %s: `sidus channel rollback %s --to %s` changes what its nodes boot\n", c.Name, c.Snapshot.Ref(), c.Name, r.To.Ref())
+	}
+	for _, n := range r.Running {
+		fmt.Fprintf(&b, "%s\n", n.Text)
+	}
+	return b.String()
+}
