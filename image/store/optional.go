@@ -1,0 +1,76 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// What not every store can do. Found by type assertion.
+
+// Keeper keeps small files beside the volumes, so that the store alone is
+// enough to come back: a copy of the catalog, for example.
+type Keeper interface {
+	// Keep stores what r yields under name, in place of what was kept under it
+	// before. It is atomic and durable: after a crash, Kept yields the old or
+	// the new content. A name is 1 to 64 of a-z, 0-9, ".", "_" and "-", and
+	// begins with a letter or digit; ErrBadName otherwise.
+	Keep(ctx context.Context, name string, r io.Reader) error
+	// Kept opens what was kept under name. ErrNotFound if there is nothing.
+	Kept(ctx context.Context, name string) (io.ReadCloser, error)
+}
+
+// Waiter is a store that gives space back after a destroy has returned.
+type Waiter interface {
+	// Wait returns when the space of everything destroyed so far is free.
+	Wait(ctx context.Context) error
+}
+
+// ValidateKeptName checks a name for Keeper. The error wraps ErrBadName.
+func ValidateKeptName(name string) error {
+	ok := len(name) >= 1 && len(name) <= 64
+	for i := 0; ok && i < len(name); i++ {
+		c := name[i]
+		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+		ok = alnum || i > 0 && (c == '.' || c == '_' || c == '-')
+	}
+	if !ok {
+		return fmt.Errorf("kept file %q: %w", name, ErrBadName)
+	}
+	return nil
+}
+
+// GuardSpace returns a context that is cancelled when s has nothing available
+// any more, with a cause that wraps ErrNoSpace. Long work inside a volume (a
+// phase of a build) runs under it: whoever writes into a mount is not asked by
+// the store, and a loop file must not fill the disk that it lies on. The state
+// of the store is read at the interval given, which must be positive. A
+// failure to read it is taken for no news. stop must be called.
+func GuardSpace(ctx context.Context, s Store, every time.Duration) (guarded context.Context, stop func()) {
+	guarded, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			if u, err := s.Usage(guarded); err == nil && u.Available <= 0 {
+				cancel(fmt.Errorf("the work was stopped before it filled the store: %w (%d of %d bytes are used)", ErrNoSpace, u.Used, u.Size))
+				return
+			}
+			select {
+			case <-guarded.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return guarded, func() {
+		cancel(errWorkDone)
+		<-done
+	}
+}
+
+var errWorkDone = errors.New("the work has ended")
