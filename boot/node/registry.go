@@ -138,4 +138,3 @@ func exec(tx *sql.Tx, query string, args ...any) error {
 	}
 	return nil
 }
-

@@ -21,9 +21,20 @@ func (r *Registry) Step(ctx context.Context, p pxe.Progress) error {
 	if p.Step == protocol.StepDHCP {
 		return r.stepDHCP(ctx, p)
 	}
+	// A file is often asked for in many parts: look before a writer's lock is
+	// taken.
+	due := false
+	err := r.catalog.View(ctx, func(tx *sql.Tx) error {
+		s, found, err := findSession(tx, p)
+		due = found && s.Live() && s.Step.Before(p.Step)
+		return err
+	})
+	if err != nil || !due {
+		return err
+	}
 	var changed *Session
 	var ended []Session
-	err := r.catalog.Update(ctx, func(tx *sql.Tx) error {
+	err = r.catalog.Update(ctx, func(tx *sql.Tx) error {
 		changed, ended = nil, nil
 		s, found, err := findSession(tx, p)
 		if err != nil || !found || !s.Live() || !s.Step.Before(p.Step) {
