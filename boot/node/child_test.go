@@ -1,0 +1,3 @@
+package node
+
+func child() int { return 0 }
