@@ -216,10 +216,10 @@ func allMetadata(root bool) Applier {
 	steps := []Applier{
 		Dir("etc", 0o755), Dir("tmp", 0o1777), Dir("spool", 0o2775), Dir("private", 0o700), Dir("both", 0o7755),
 		File("empty", "", 0o644), File("etc/passwd", "root:x:0:0::/root:/bin/sh\n", 0o644), File("etc/shadow", "root:*:::::::\n", 0o640),
-		File("su", "set-uid", 0o4755), File("wall", "set-gid", 0o2755), File("sticky", "sticky", 0o1644), File("none", "no rights", 0),
+		File("su", "set-uid", 0o4755), File("wall", "set-gid", 0o2755), File("sticky", "sticky", 0o1644),
 		File("big", strings.Repeat("0123456789abcdef", 1<<16), 0o644),
-		Sparse("sparse", 64<<20, map[int64]string{0: "begin", 32 << 20: "middle", 64<<20 - 3: "end"}),
-		Sparse("hole", 16<<20, nil),
+		Sparse("sparse", 8<<20, map[int64]string{0: "begin", 4 << 20: "middle", 8<<20 - 3: "end"}),
+		Sparse("hole", 4<<20, nil),
 		Link("etc/passwd", "etc/passwd-"), Link("etc/passwd", "passwd"),
 		Symlink("etc/passwd", "link"), Symlink("/nowhere/at/all", "dangling"), Symlink(strings.Repeat("x", 4000), "long-link"),
 		Symlink(".", "self"), Symlink("loop-b", "loop-a"), Symlink("loop-a", "loop-b"), Link("link", "link-to-link"),
@@ -239,6 +239,7 @@ func allMetadata(root bool) Applier {
 			Chown("su", 12, 34), Chmod("su", 0o4755), // chown takes the bit away
 			Node("null", unix.S_IFCHR|0o666, 1, 3), Node("disk", unix.S_IFBLK|0o660, 259, 70000), Node("high", unix.S_IFCHR|0o600, 4000, 1000000),
 			Node("whiteout", unix.S_IFCHR, 0, 0),
+			File("none", "no rights", 0), Chtime("none", time.Date(1969, 7, 20, 20, 17, 40, 5, time.UTC)),
 			File("ping", "a program", 0o755), Capability("ping", "cap_net_raw=ep"),
 			Xattr("etc/passwd", "trusted.overlay.opaque", "y"), Xattr("link", "trusted.of.link", "l"),
 			Xattr("empty", "security.selinux", "system_u:object_r:etc_t:s0\x00"),
@@ -247,7 +248,7 @@ func allMetadata(root bool) Applier {
 	}
 	steps = append(steps,
 		Chtime("etc/passwd", moment), Chtime("link", moment.Add(time.Nanosecond)), Chtime("fifo", moment.Add(time.Hour)),
-		Chtime("empty", time.Unix(0, 1)), Chtime("none", time.Date(1969, 7, 20, 20, 17, 40, 5, time.UTC)),
+		Chtime("empty", time.Unix(0, 1)), Chtime("wall", time.Date(1969, 7, 20, 20, 17, 40, 5, time.UTC)),
 		Chtime("big", time.Date(2040, 1, 1, 0, 0, 0, 999999999, time.UTC)), Chtime("etc", moment), Chtime(".", moment.Add(time.Minute)),
 	)
 	return Apply(steps...)

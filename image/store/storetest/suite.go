@@ -218,14 +218,14 @@ func metadata(t *testing.T, b *Backend) {
 func checkDescription(t *testing.T, text string, root bool) {
 	t.Helper()
 	wanted := []string{
-		`"su" f mode=4755`, `"wall" f mode=2755`, `"tmp" d mode=1777`, `"both" d mode=7755`, `"none" f mode=0 `, `"fifo" p mode=620`, `"socket" s mode=755`,
+		`"su" f mode=4755`, `"wall" f mode=2755`, `"tmp" d mode=1777`, `"both" d mode=7755`, `"fifo" p mode=620`, `"socket" s mode=755`,
 		`time=981173106.1234567890`, `"empty" f mode=644`, `time=0.0000000010`, `"latin-\xe9\xff\xfe" f`, `"blank and\nnewline\\back\tslash\"quote'" f`,
 		`"link" l`, `target="etc/passwd"`, `links=3 same="etc/passwd"`, `"link-to-link" l`, `target="/nowhere/at/all"`,
-		`sha256=`, `user.note=0x612076616c7565`, `user.binary=0x0001ff`, `user:33:r--`, `default:user:33:rwx`, `size=67108864`,
+		`sha256=`, `user.note=0x612076616c7565`, `user.binary=0x0001ff`, `user:33:r--`, `default:user:33:rwx`, `size=8388608`,
 	}
 	if root {
 		wanted = append(wanted, `"null" c mode=666`, `device=1:3`, `device=103:11170`, `owner=4294967294:65534`, `security.capability=0x`,
-			`trusted.overlay.opaque=0x79`, `security.selinux=0x`, `trusted.of.link=0x6c`, `"whiteout" c mode=0`)
+			`trusted.overlay.opaque=0x79`, `security.selinux=0x`, `trusted.of.link=0x6c`, `"whiteout" c mode=0`, `"none" f mode=0 `)
 	}
 	for _, want := range wanted {
 		if !strings.Contains(text, want) {
