@@ -15,8 +15,9 @@ import (
 
 // MaxCommandLine is the number of bytes that a rendered command line may
 // have. The kernel takes 2,047 on x86 and cuts the rest off in silence; boot
-// loaders add a few words of their own (BOOT_IMAGE=, initrd=).
-const MaxCommandLine = 1800
+// loaders add BOOT_IMAGE= and initrd= with the addresses of both files, about
+// 300 bytes.
+const MaxCommandLine = 1700
 
 // CommandLine is what a booting kernel is told, and what the initramfs hook
 // and the agent read from /proc/cmdline.
