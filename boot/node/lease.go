@@ -47,7 +47,7 @@ func (r *Registry) PutLease(ctx context.Context, l dhcp.Lease) error {
 		case err != sql.ErrNoRows:
 			return fmt.Errorf("catalog: %w", err)
 		}
-		return exec(tx, `INSERT INTO lease (network, mac, address, hostname, state, expires) VALUES (?, ?, ?, ?, ?, ?)
+		return write(tx, `INSERT INTO lease (network, mac, address, hostname, state, expires) VALUES (?, ?, ?, ?, ?, ?)
 			ON CONFLICT (network, address) DO UPDATE SET mac = excluded.mac, hostname = excluded.hostname,
 			state = excluded.state, expires = excluded.expires`,
 			l.Network, mac.String(), address, l.Hostname, string(l.State), catalog.Millis(l.Expires))

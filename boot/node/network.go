@@ -260,10 +260,10 @@ func (r *Registry) DeleteNetwork(ctx context.Context, by By, name string, force 
 		if len(users) > 0 {
 			return &InUseError{What: "network " + name, Users: users}
 		}
-		if err := exec(tx, `DELETE FROM lease WHERE network = ?`, name); err != nil {
+		if err := write(tx, `DELETE FROM lease WHERE network = ?`, name); err != nil {
 			return err
 		}
-		if err := exec(tx, `DELETE FROM network WHERE name = ?`, name); err != nil {
+		if err := write(tx, `DELETE FROM network WHERE name = ?`, name); err != nil {
 			return err
 		}
 		return catalog.Record(tx, by.Actor, "network-delete", name, fmt.Sprintf("deleted network %s (%s)", name, n.Subnet), by.Message)
@@ -402,7 +402,7 @@ func writeNetwork(tx *sql.Tx, n Network) error {
 	if err != nil {
 		return err
 	}
-	return exec(tx, `INSERT OR REPLACE INTO network (`+networkColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	return write(tx, `INSERT OR REPLACE INTO network (`+networkColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		n.Name, n.Subnet.String(), addrText(n.Range.First), addrText(n.Range.Last), addrText(n.Router), string(dns), n.Domain,
 		n.LeaseSeconds, string(n.Mode), n.Channel, n.Args, strings.Join(n.NFSOptions, ","), catalog.Millis(n.Created))
 }

@@ -183,7 +183,7 @@ func (r *Registry) DeleteNode(ctx context.Context, by By, who string, force bool
 		if err := endSessions(tx, live, r.now(), endDeleted); err != nil {
 			return err
 		}
-		if err := exec(tx, `DELETE FROM node WHERE mac = ?`, n.MAC.String()); err != nil {
+		if err := write(tx, `DELETE FROM node WHERE mac = ?`, n.MAC.String()); err != nil {
 			return err
 		}
 		return catalog.Record(tx, by.Actor, "node-delete", n.MAC.String(), fmt.Sprintf("deleted node %s (%s)", n.Label(), n.MAC), by.Message)
@@ -360,7 +360,7 @@ func findNode(tx *sql.Tx, who string) (Node, error) {
 }
 
 func writeNode(tx *sql.Tx, n Node) error {
-	return exec(tx, `INSERT INTO node (`+nodeColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	return write(tx, `INSERT INTO node (`+nodeColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (mac) DO UPDATE SET name = excluded.name, registered = excluded.registered, channel = excluded.channel,
 		pin = excluded.pin, address = excluded.address, args = excluded.args, network = excluded.network,
 		first_seen = excluded.first_seen, last_seen = excluded.last_seen`,
@@ -388,7 +388,7 @@ func seen(tx *sql.Tx, mac MAC, network string, now time.Time) (Node, error) {
 	if err := writeNode(tx, n); err != nil || known {
 		return n, err
 	}
-	return n, exec(tx, `DELETE FROM node WHERE registered = 0 AND mac IN (
+	return n, write(tx, `DELETE FROM node WHERE registered = 0 AND mac IN (
 		SELECT mac FROM node WHERE registered = 0 AND mac NOT IN (SELECT mac FROM session WHERE ended IS NULL)
 		ORDER BY last_seen DESC, mac LIMIT -1 OFFSET ?)`, maxUnknown)
 }

@@ -132,7 +132,7 @@ func one[T any](tx *sql.Tx, scan func(*sql.Rows) (T, error), query string, args 
 	return list[0], true, nil
 }
 
-func exec(tx *sql.Tx, query string, args ...any) error {
+func write(tx *sql.Tx, query string, args ...any) error {
 	if _, err := tx.Exec(query, args...); err != nil {
 		return fmt.Errorf("catalog: %w", err)
 	}

@@ -132,7 +132,7 @@ func writeSession(tx *sql.Tx, s Session) error {
 	if err != nil {
 		return err
 	}
-	return exec(tx, `INSERT INTO session (id, mac, network, snapshot, channel, address, loader, opened, step, step_at, up_at,
+	return write(tx, `INSERT INTO session (id, mac, network, snapshot, channel, address, loader, opened, step, step_at, up_at,
 		heard, heard_clock, failed_units, kernel, ended, end_reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET address = excluded.address, loader = excluded.loader, network = excluded.network,
 		step = excluded.step, step_at = excluded.step_at, up_at = excluded.up_at, heard = excluded.heard,
