@@ -19,7 +19,7 @@ func Render(loader Loader, c Config) ([]byte, error) {
 	if err := c.validate(loader); err != nil {
 		return nil, err
 	}
-	page := page{Config: c, Screen: what(c), Kernel: c.KernelPath, Initrd: c.InitrdPath, Args: c.CommandLine}
+	page := page{Config: c, Screen: what(c), Kernel: c.KernelPath, Initrd: c.InitrdPath, Args: c.CommandLine, Again: FileName(loader, c.MAC)}
 	switch loader {
 	case PXELINUX:
 	case LPXELINUX:
@@ -30,8 +30,9 @@ func Render(loader Loader, c Config) ([]byte, error) {
 			return nil, err
 		}
 	case GRUB:
-		if strings.Contains(c.CommandLine, "'") {
-			return nil, fmt.Errorf("command line: %w: it has a single quote", ErrUnrenderable)
+		// GRUB would put a backslash before each of them.
+		if strings.ContainsAny(c.CommandLine, `'"\`) {
+			return nil, fmt.Errorf("command line: %w: GRUB cannot pass on quotes and backslashes", ErrUnrenderable)
 		}
 		page.Args = quoteGRUB(c.CommandLine)
 	default:
@@ -85,6 +86,7 @@ type page struct {
 	Screen         string
 	Kernel, Initrd string
 	Args           string
+	Again          string // the configuration file itself
 	Retry          string
 	Local          bool
 	Wait           int // seconds
