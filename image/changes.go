@@ -154,3 +154,9 @@ func names(dir string) ([]string, error) {
 	slices.Sort(list)
 	return list, err
 }
+
+// TreeChanges is HeadChanges without the lock: while somebody writes to the
+// head, it shows what it meets.
+func (m *Manager) TreeChanges(ctx context.Context, tree Tree, limit int) ([]Change, error) {
+	return m.headChanges(ctx, tree, limit)
+}

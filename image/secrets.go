@@ -66,10 +66,12 @@ func FindSecrets(ctx context.Context, root string, allowed []string) ([]Secret, 
 		}
 	}
 	for _, folder := range keyFolders {
+		// A symbolic link leads to another of these folders, or out of the tree.
+		if info, err := tree.Lstat(folder); err != nil || !info.IsDir() {
+			continue
+		}
 		err := fs.WalkDir(tree.FS(), folder, func(name string, entry fs.DirEntry, err error) error {
 			switch {
-			case errors.Is(err, fs.ErrNotExist):
-				return nil
 			case err != nil:
 				return err
 			case ctx.Err() != nil:

@@ -207,9 +207,7 @@ func (m *Manager) destroy(ctx context.Context, d destruction) error {
 	ctx = context.WithoutCancel(ctx)
 	errs := []error{m.destroyVolumes(ctx, d.volumes)}
 	for _, snapshot := range d.snapshots {
-		if err := m.store.DestroySnapshot(ctx, snapshot); err != nil && !errors.Is(err, store.ErrNotFound) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, m.destroyServedSnapshot(ctx, snapshot))
 		if err := os.Remove(m.layout.Index(snapshot)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -223,6 +221,24 @@ func (m *Manager) destroy(ctx context.Context, d destruction) error {
 	m.endIntent(ctx, id)
 	m.keepCatalog(ctx)
 	return nil
+}
+
+// letGo is how long a server may take to let go of a snapshot that was deleted
+// and that nobody reads any more.
+const letGo = 5 * time.Second
+
+// destroyServedSnapshot destroys a snapshot that a server of this machine may
+// still have open.
+func (m *Manager) destroyServedSnapshot(ctx context.Context, id store.SnapshotID) error {
+	for begun := time.Now(); ; time.Sleep(lockRetry) {
+		err := m.store.DestroySnapshot(ctx, id)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if !errors.Is(err, store.ErrInUse) || time.Since(begun) > letGo {
+			return err
+		}
+	}
 }
 
 // RollbackReport says what a rollback did, and what it did not do.

@@ -123,7 +123,8 @@ func transact(ctx context.Context, db *sql.DB, body func(tx *sql.Tx) error) erro
 
 // CopyTo writes a consistent copy of the catalog to the new file path.
 func (c *Catalog) CopyTo(ctx context.Context, path string) error {
-	if _, err := c.read.ExecContext(ctx, `VACUUM INTO ?`, path); err != nil {
+	// It only reads, but a connection that is query_only refuses it.
+	if _, err := c.write.ExecContext(ctx, `VACUUM INTO ?`, path); err != nil {
 		return fmt.Errorf("copy the catalog to %s: %w", path, err)
 	}
 	return nil

@@ -1,0 +1,96 @@
+# Sidus. `make help` lists the targets.
+#
+# Everything runs as root on Debian 12: trees have owners and devices, and
+# machines boot in network namespaces.
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go-1.23/bin:/usr/sbin:/sbin
+# Debian's Go would not fetch the toolchain that go.mod names.
+export GOTOOLCHAIN := auto
+export GOFLAGS ?= -buildvcs=false
+# Static: the agent runs in trees of other distributions. It also lets `serve`
+# drop its capabilities in all threads.
+export CGO_ENABLED := 0
+
+PREFIX ?= /usr/local
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+AGENT := boot/initramfs/files/sidus-agent
+
+# What is costly to make lies outside the checkout, keyed by its inputs.
+export SIDUS_TEST_CACHE ?= /var/cache/sidus-tests
+
+.PHONY: help build demo test unit system check fmt vet lint vuln fuzz bench install uninstall clean deps test-deps
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: deps agent ## build bin/sidus (the agent that goes into trees is embedded)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/sidus ./cmd/sidus
+
+.PHONY: agent
+agent:
+	go build -trimpath -ldflags '-s -w' -o $(AGENT) ./cmd/sidus-agent
+
+deps:
+	@tests/setup.sh run
+
+test-deps:
+	@tests/setup.sh test
+
+demo: test-deps build ## build a Debian tree, promote it, and boot a virtual machine from it
+	go run ./tests/demo
+
+test: test-deps build check unit system ## everything: checks, unit and protocol tests, machines that really boot
+
+unit: test-deps agent ## unit, conformance and protocol tests
+	go test -count=1 $$(go list ./... | grep -v '^sidus/tests/system')
+
+system: test-deps build ## whole-system tests: virtual machines boot from sidus
+	go test -count=1 -timeout 40m -v ./tests/system
+
+check: fmt vet lint vuln ## formatting and static checks
+
+fmt:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+
+vet: agent
+	go vet ./...
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+
+lint: agent
+	go run $(STATICCHECK) ./...
+	@tests/imports.sh
+
+# The vulnerability database is not reachable everywhere; that is said, and
+# is no failure.
+vuln: agent
+	@out=$$(go run $(GOVULNCHECK) ./... 2>&1); status=$$?; \
+	if [ $$status -eq 0 ]; then echo "govulncheck: nothing found"; \
+	elif grep -Eq 'vuln\.go\.dev|dial tcp|no such host|Forbidden|HTTP GET' <<<"$$out"; then echo "govulncheck: NOT DONE, the database cannot be reached"; \
+	else echo "$$out"; exit 1; fi
+
+FUZZTIME ?= 20s
+fuzz: agent ## run each fuzz test for FUZZTIME (20s)
+	@for package in $$(go list ./...); do \
+		for name in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$name"; go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+bench: test-deps agent ## benchmarks, as ratios against a peer in the same run
+	go test -run '^$$' -bench . -benchtime 1s ./btrfs ./image/... ./export/...
+
+install: build ## install sidus, its systemd unit and its recipes below PREFIX (/usr/local)
+	install -D -m 755 bin/sidus $(DESTDIR)$(PREFIX)/sbin/sidus
+	install -d $(DESTDIR)$(PREFIX)/share/sidus/recipes $(DESTDIR)$(PREFIX)/lib/systemd/system
+	cp -r recipes/. $(DESTDIR)$(PREFIX)/share/sidus/recipes/
+	sed 's|@PREFIX@|$(PREFIX)|' cmd/sidus/sidus.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus.service
+
+uninstall: ## remove what install put there; the state folder stays
+	rm -rf $(DESTDIR)$(PREFIX)/sbin/sidus $(DESTDIR)$(PREFIX)/share/sidus $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus.service
+
+clean: ## remove what was built
+	rm -rf bin $(AGENT)

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// arrange puts a command line into the order that urfave/cli v2 understands:
+// command, options, `--`, arguments. Users may write options before or after
+// the arguments; `--` ends them.
+func arrange(app *cli.App, args []string) ([]string, error) {
+	if len(args) == 0 {
+		return args, nil
+	}
+	var path, options, operands []string
+	commands, flags := app.Commands, append([]cli.Flag{}, app.Flags...)
+	flags = append(flags, cli.HelpFlag, cli.VersionFlag)
+	var leaf *cli.Command
+	// Options that stand before the command belong to it, too; which take a
+	// value is known once the command is.
+	for rest, i := args[1:], 0; i < len(rest) && leaf == nil; i++ {
+		if strings.HasPrefix(rest[i], "-") {
+			continue
+		}
+		if found := findCommand(commands, rest[i]); found != nil {
+			flags = append(flags, found.Flags...)
+			if len(found.Subcommands) > 0 {
+				commands = found.Subcommands
+			} else {
+				leaf = found
+			}
+		}
+	}
+	commands = app.Commands
+	rest := args[1:]
+	for len(rest) > 0 {
+		word := rest[0]
+		rest = rest[1:]
+		switch {
+		case word == "--":
+			operands = append(operands, rest...)
+			rest = nil
+		case word == "-" || !strings.HasPrefix(word, "-"):
+			if found := findCommand(commands, word); found != nil && len(operands) == 0 {
+				path = append(path, word)
+				commands = found.Subcommands
+				continue
+			}
+			commands = nil
+			operands = append(operands, word)
+		default:
+			options = append(options, word)
+			flag := findFlag(flags, word)
+			if flag == nil || strings.Contains(word, "=") || isBool(flag) {
+				continue // an unknown option is reported by the parser
+			}
+			if len(rest) == 0 {
+				return nil, usagef("the option %s wants a value", word)
+			}
+			options = append(options, rest[0])
+			rest = rest[1:]
+		}
+	}
+	ordered := append(append([]string{args[0]}, path...), options...)
+	if len(operands) > 0 {
+		if leaf == nil && len(path) == 0 {
+			return append(ordered, operands...), nil // the app reports the unknown command
+		}
+		ordered = append(append(ordered, "--"), operands...)
+	}
+	return ordered, nil
+}
+
+func findCommand(commands []*cli.Command, name string) *cli.Command {
+	for _, command := range commands {
+		if command.HasName(name) {
+			return command
+		}
+	}
+	return nil
+}
+
+func findFlag(flags []cli.Flag, word string) cli.Flag {
+	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=")
+	for _, flag := range flags {
+		for _, n := range flag.Names() {
+			if n == name {
+				return flag
+			}
+		}
+	}
+	return nil
+}
+
+func isBool(flag cli.Flag) bool {
+	_, ok := flag.(*cli.BoolFlag)
+	return ok
+}
+
+// want returns the arguments if there are as many as the command's ArgsUsage
+// has words. A word in brackets may be missing.
+func want(c *cli.Context) ([]string, error) {
+	words := strings.Fields(c.Command.ArgsUsage)
+	least := 0
+	for _, word := range words {
+		if !strings.HasPrefix(word, "[") {
+			least++
+		}
+	}
+	args := c.Args().Slice()
+	if len(args) < least || len(args) > len(words) {
+		if len(words) == 0 {
+			return nil, usagef("%s takes no arguments; `--help` explains it", c.Command.HelpName)
+		}
+		return nil, usagef("usage: %s %s; `--help` explains it", c.Command.HelpName, c.Command.ArgsUsage)
+	}
+	return append(args, make([]string, len(words)-len(args))...), nil
+}

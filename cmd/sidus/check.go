@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+
+	"sidus/image"
+)
+
+// errFindings is returned when check found something that is not mended.
+var errFindings = errors.New("check found something")
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "check",
+		Usage: "find, and mend, what a crash left over",
+		Description: describe("Compares the catalog with the store. Operations that were cut (kill -9, power) leave at most something\n"+
+			"that nobody sees; --repair removes it. What a live process is doing is listed and not touched.",
+			"sidus check", "sidus check --repair"),
+		Flags: changes(&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended"}),
+		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
+			if _, err := want(c); err != nil {
+				return err
+			}
+			findings, err := s.manager.Check(ctx)
+			if err != nil {
+				return err
+			}
+			repaired := []string{}
+			if c.Bool("repair") {
+				if repaired, err = s.manager.Repair(ctx, findings); err != nil {
+					return err
+				}
+				if findings, err = s.manager.Check(ctx); err != nil {
+					return err
+				}
+			}
+			return reportFindings(c, findings, repaired)
+		}),
+	}
+}
+
+func reportFindings(c *cli.Context, findings []image.Finding, repaired []string) error {
+	if findings == nil {
+		findings = []image.Finding{}
+	}
+	bad := 0
+	for _, f := range findings {
+		if f.Kind != image.FindingRunning {
+			bad++
+		}
+	}
+	err := print(c, map[string]any{"findings": findings, "repaired": repaired, "sound": bad == 0}, func(w io.Writer) {
+		for _, text := range repaired {
+			fmt.Fprintln(w, "repaired:", text)
+		}
+		for _, f := range findings {
+			fmt.Fprintf(w, "%s: %s\n", f.Kind, f.Text)
+		}
+		if bad == 0 {
+			fmt.Fprintln(w, "catalog and store agree")
+		}
+	})
+	if err == nil && bad > 0 {
+		return errFindings
+	}
+	return err
+}

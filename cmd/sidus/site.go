@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+	"github.com/urfave/cli/v2"
+
+	"sidus/btrfs"
+	"sidus/image"
+	"sidus/image/catalog"
+	"sidus/image/store"
+)
+
+// site is an open state folder: catalog, store, and what works on them.
+type site struct {
+	layout  image.Layout
+	catalog *catalog.Catalog
+	store   store.Store
+	manager *image.Manager
+	actor   catalog.Actor
+	message string
+}
+
+// storeConfig says which store a state folder uses. It is kept in the catalog
+// under metaStore.
+type storeConfig struct {
+	Backend string `json:"backend"`        // btrfs
+	File    string `json:"file,omitempty"` // the loop file of the embedded store
+	Path    string `json:"path,omitempty"` // a folder in an existing btrfs file system
+}
+
+const metaStore = "store"
+
+func (c storeConfig) options() btrfs.Options {
+	return btrfs.Options{File: c.File, Path: c.Path, Log: logrus.StandardLogger()}
+}
+
+// siteAction is a command that works on an open state folder.
+func siteAction(body func(ctx context.Context, c *cli.Context, s *site) error) cli.ActionFunc {
+	return func(c *cli.Context) (err error) {
+		setVerbosity(c)
+		s, err := openSite(c.Context, c)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.close()) }()
+		return body(c.Context, c, s)
+	}
+}
+
+func setVerbosity(c *cli.Context) {
+	if c.Bool("verbose") {
+		logrus.SetLevel(logrus.DebugLevel)
+	}
+}
+
+func requireRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("sidus mounts file systems and keeps the files of all users: it must run as root; try sudo")
+	}
+	return nil
+}
+
+func layoutOf(c *cli.Context) (image.Layout, error) {
+	dir, err := filepath.Abs(c.String("state"))
+	return image.Layout{Dir: dir}, err
+}
+
+func openSite(ctx context.Context, c *cli.Context) (s *site, err error) {
+	if err := requireRoot(); err != nil {
+		return nil, err
+	}
+	layout, err := layoutOf(c)
+	if err != nil {
+		return nil, err
+	}
+	s = &site{layout: layout, actor: catalog.CurrentActor(), message: c.String("message")}
+	if s.catalog, err = catalog.Open(ctx, layout.Catalog()); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no store in %s yet: `sidus init` makes one (or --state names another folder)", layout.Dir)
+		}
+		return nil, err
+	}
+	config, err := readStoreConfig(ctx, s.catalog)
+	if err == nil {
+		s.store, err = btrfs.Open(ctx, config.options())
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.catalog.Close())
+	}
+	s.manager = image.New(image.Options{Layout: layout, Catalog: s.catalog, Store: s.store, Actor: s.actor, Message: s.message})
+	return s, nil
+}
+
+func (s *site) close() error {
+	return errors.Join(s.store.Close(), s.catalog.Close())
+}
+
+func readStoreConfig(ctx context.Context, c *catalog.Catalog) (config storeConfig, err error) {
+	err = c.View(ctx, func(tx *sql.Tx) error {
+		text, found, err := catalog.Meta(tx, metaStore)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return fmt.Errorf("the catalog %s names no store: `sidus init` was cut; run it again", c.Path())
+		}
+		return json.Unmarshal([]byte(text), &config)
+	})
+	return config, err
+}
+
+// siteKey reads the key that authenticates file handles and derives machine
+// IDs.
+func (s *site) siteKey() (key [32]byte, err error) {
+	text, err := os.ReadFile(s.layout.SiteKey())
+	if err != nil {
+		return key, fmt.Errorf("the site's key: %w; without it running nodes lose their root: bring it back from a backup", err)
+	}
+	if len(text) != len(key) {
+		return key, fmt.Errorf("the site's key %s has %d bytes instead of %d: bring it back from a backup", s.layout.SiteKey(), len(text), len(key))
+	}
+	return [32]byte(text), nil
+}
+
+// makeSiteKey makes the site's key, if there is none.
+func makeSiteKey(path string) error {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails, see crypto/rand
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(key[:])
+	return errors.Join(err, file.Sync(), file.Close())
+}

@@ -1,0 +1,118 @@
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"sidus/image/store"
+	"sidus/image/tool"
+)
+
+// Progress is told how far a long work has come: how many of total files (0:
+// the total is not known) are done. It may be nil.
+type Progress func(done, total int64)
+
+// FillFromDirectory returns a Fill that copies a directory with all that a
+// file can have: owners, modes, times, links, extended attributes, ACLs, holes.
+// Other file systems that are mounted below it are left out.
+func FillFromDirectory(source string, progress Progress) (func(ctx context.Context, root string) error, error) {
+	source, err := filepath.Abs(source)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(source)
+	if err != nil {
+		return nil, fmt.Errorf("--dir: %w", err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("--dir %s: %w: it is not a directory; --tar takes an archive", source, store.ErrBadName)
+	}
+	return func(ctx context.Context, root string) error {
+		total := int64(0)
+		if progress != nil {
+			if total, err = countFiles(ctx, source); err != nil {
+				return err
+			}
+		}
+		lines := &lineCounter{total: total, progress: progress}
+		err := tool.Run(ctx, tool.Options{Stdout: lines}, "cp", "-a", "-x", "-v", "--sparse=auto", "--", source+"/.", root)
+		if err != nil {
+			return fmt.Errorf("copy %s: %w", source, err)
+		}
+		return nil
+	}, nil
+}
+
+func countFiles(ctx context.Context, root string) (n int64, err error) {
+	err = filepath.WalkDir(root, func(string, fs.DirEntry, error) error {
+		n++
+		return ctx.Err() // what cannot be read is cp's to report
+	})
+	return n, err
+}
+
+// FillFromTar returns a Fill that unpacks an archive of tar(1), compressed with
+// gzip, bzip2, xz, zstd or not at all. The path "-" is standard input.
+func FillFromTar(path string, progress Progress) (func(ctx context.Context, root string) error, error) {
+	var file io.ReadCloser = os.Stdin
+	if path != "-" {
+		opened, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("--tar: %w", err)
+		}
+		if info, err := opened.Stat(); err != nil || info.IsDir() {
+			opened.Close()
+			return nil, fmt.Errorf("--tar %s: %w: it is a directory; --dir takes one", path, store.ErrBadName)
+		}
+		file = opened
+	}
+	return func(ctx context.Context, root string) error {
+		defer file.Close()
+		input := bufio.NewReaderSize(file, 1<<20)
+		lines := &lineCounter{progress: progress}
+		args := append(compression(input), "-x", "-v", "-p", "-f", "-", "-C", root,
+			"--numeric-owner", "--same-owner", "--acls", "--xattrs", "--xattrs-include=*", "--delay-directory-restore")
+		if err := tool.Run(ctx, tool.Options{Stdin: input, Stdout: lines}, "tar", args...); err != nil {
+			return fmt.Errorf("unpack %s: %w", path, err)
+		}
+		if lines.done == 0 {
+			return fmt.Errorf("unpack %s: %w: the archive is empty", path, store.ErrBadName)
+		}
+		return nil
+	}, nil
+}
+
+// compression looks at the first bytes for tar's option: tar itself cannot
+// find it out from a pipe.
+func compression(r *bufio.Reader) []string {
+	head, _ := r.Peek(6) // a shorter archive is tar's to refuse
+	for _, c := range []struct {
+		magic  string
+		option string
+	}{{"\x1f\x8b", "--gzip"}, {"BZh", "--bzip2"}, {"\xfd7zXZ\x00", "--xz"}, {"\x28\xb5\x2f\xfd", "--zstd"}} {
+		if bytes.HasPrefix(head, []byte(c.magic)) {
+			return []string{c.option}
+		}
+	}
+	return nil
+}
+
+// lineCounter counts the lines that a program prints, one a file.
+type lineCounter struct {
+	done, total int64
+	progress    Progress
+}
+
+func (l *lineCounter) Write(p []byte) (int, error) {
+	l.done += int64(bytes.Count(p, []byte("\n")))
+	if l.progress != nil {
+		l.progress(l.done, l.total)
+	}
+	return len(p), nil
+}
