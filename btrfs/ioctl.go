@@ -194,6 +194,14 @@ func syncAll(dir *os.File) error {
 	return ioctl(dir, ioc(0, 8, 0), nil)
 }
 
+// trim tells the device of dir's file system which parts are free: in a loop
+// file they become holes. See ioctl_fitrim in linux/fs.h.
+func trim(dir *os.File) error {
+	const fitrim = (iocRead|iocWrite)<<30 | 24<<16 | 'X'<<8 | 121
+	args := struct{ start, length, minimum uint64 }{length: ^uint64(0)}
+	return ioctl(dir, fitrim, unsafe.Pointer(&args))
+}
+
 // uuidOf returns the UUID of the file system that dir is on.
 func uuidOf(dir *os.File) (string, error) {
 	var info fsInfo

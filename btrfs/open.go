@@ -19,6 +19,7 @@ import (
 type Store struct {
 	opts Options
 	root string // where the store can be reached
+	uuid string // of its file system
 
 	mu     sync.Mutex
 	dir    *os.File // root, open: it keeps the file system mounted
@@ -39,14 +40,8 @@ func Init(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := false
-	if o.File != "" {
-		err := CreateLoop(ctx, o)
-		if err != nil && !errors.Is(err, store.ErrExists) {
-			return nil, err
-		}
-		made = err == nil
-	} else if err := os.MkdirAll(o.Path, 0o700); err != nil {
+	made, err := o.makePlace(ctx)
+	if err != nil {
 		return nil, err
 	}
 	s, err := o.open(ctx)
@@ -57,14 +52,36 @@ func Init(ctx context.Context, o Options) (*Store, error) {
 		_ = s.Close()
 	}
 	if made { // nothing is in it yet
-		clean := context.WithoutCancel(ctx)
-		if detachErr := Detach(clean, o); detachErr != nil {
-			o.Log.WithError(detachErr).Warn("a new loop file stays mounted")
-		} else if removeErr := os.Remove(o.File); removeErr != nil {
-			o.Log.WithError(removeErr).Warn("a new loop file stays behind")
+		if cleanErr := o.removePlace(context.WithoutCancel(ctx)); cleanErr != nil {
+			o.Log.WithError(cleanErr).Warn("what was begun stays behind")
 		}
 	}
 	return nil, err
+}
+
+// makePlace makes the loop file or the folder, and tells whether it did: it may
+// be there already.
+func (o Options) makePlace(ctx context.Context) (made bool, err error) {
+	if o.File != "" {
+		err = CreateLoop(ctx, o)
+	} else if err = os.MkdirAll(filepath.Dir(o.Path), 0o700); err == nil {
+		err = os.Mkdir(o.Path, 0o700)
+	}
+	if errors.Is(err, store.ErrExists) || errors.Is(err, os.ErrExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// removePlace takes back makePlace. A folder goes only if it is empty.
+func (o Options) removePlace(ctx context.Context) error {
+	if o.Path != "" {
+		return os.Remove(o.Path)
+	}
+	if err := Detach(ctx, o); err != nil {
+		return err
+	}
+	return os.Remove(o.File)
 }
 
 // Open opens a store that Init has made, and mounts its loop file if it is not
@@ -108,6 +125,10 @@ func (o Options) open(ctx context.Context) (*Store, error) {
 	if int64(st.Type) != superMagic {
 		_ = dir.Close()
 		return nil, fmt.Errorf("%s: %w: it is not on a btrfs file system (findmnt -T %s says what it is on); name a folder that is, or let init make a loop file", o.place(), ErrNotAStore, s.root)
+	}
+	if s.uuid, err = uuidOf(dir); err != nil {
+		_ = dir.Close()
+		return nil, classify(o.place(), "ask for its UUID", err)
 	}
 	s.dir = dir
 	return s, nil

@@ -17,9 +17,9 @@ import (
 // removals and the catalog's copy need some space even then.
 func innerReserve(size int64) int64 { return min(256<<20, size/32) }
 
-// Usage implements store.Store. Available is what the file system has, less a
-// reserve, or what the disk beneath the loop file has, less a reserve and what
-// is still to be written: whichever is less.
+// Usage implements store.Store. Available is what the file system has or what
+// the disk beneath the loop file has, whichever is less, without a reserve and
+// what is still to be written.
 func (s *Store) Usage(context.Context) (store.Usage, error) {
 	u, _, err := s.usage()
 	return u, err
@@ -34,15 +34,15 @@ func (s *Store) usage() (u store.Usage, limit string, err error) {
 	block := st.Bsize
 	u.Size = int64(st.Blocks) * block
 	u.Used = u.Size - int64(st.Bfree)*block
-	reserve := innerReserve(u.Size)
-	u.Available = int64(st.Bavail)*block - reserve
+	reserve, pending := innerReserve(u.Size), s.pending()
+	u.Available = int64(st.Bavail)*block - reserve - pending
 	limit = fmt.Sprintf("the store is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or make the store larger", human(u.Used), human(u.Size), human(reserve))
 	if s.opts.File != "" {
 		free, err := freeOn(filepath.Dir(s.opts.File))
 		if err != nil {
 			return u, "", err
 		}
-		if under := free - s.opts.DiskReserve - pendingWrites(); under < u.Available {
+		if under := free - s.opts.DiskReserve - pending; under < u.Available {
 			u.Available = under
 			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, human(free), human(s.opts.DiskReserve))
 		}
@@ -72,25 +72,18 @@ func freeOn(folder string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// pendingWrites tells how many bytes the kernel has still to write, to any
-// disk: what lies in the loop file's file system takes space on the disk
-// beneath only when it is written. Zero if it cannot be told.
-func pendingWrites() int64 {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	return parsePending(text)
-}
-
-// parsePending adds up Dirty and Writeback of /proc/meminfo, in bytes.
-func parsePending(text []byte) int64 {
+// pending tells how many bytes were written into the file system and take no
+// space in it yet, since the kernel holds them back. Zero if the kernel does
+// not tell (/sys/fs/btrfs is missing in some containers).
+func (s *Store) pending() int64 {
 	var sum int64
-	for line := range bytes.Lines(text) {
-		fields := bytes.Fields(line)
-		if len(fields) == 3 && (string(fields[0]) == "Dirty:" || string(fields[0]) == "Writeback:") {
-			n, _ := strconv.ParseInt(string(fields[1]), 10, 64)
-			sum += n << 10
+	for _, name := range []string{"bytes_may_use", "bytes_reserved"} {
+		text, err := os.ReadFile(filepath.Join("/sys/fs/btrfs", s.uuid, "allocation/data", name))
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64); err == nil {
+			sum += n
 		}
 	}
 	return sum

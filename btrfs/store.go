@@ -369,7 +369,8 @@ func (s *Store) made(i item, path string) (time.Time, error) {
 	return made, classify(i, "ask when it was made", err)
 }
 
-// Wait implements store.Waiter.
+// Wait implements store.Waiter. The disk beneath a loop file has the space back
+// too: left to itself, the kernel takes minutes for that.
 func (s *Store) Wait(ctx context.Context) error {
 	dir, err := os.Open(s.root)
 	if err != nil {
@@ -379,5 +380,18 @@ func (s *Store) Wait(ctx context.Context) error {
 	if err := syncAll(dir); err != nil {
 		return classify(s.opts.place(), "sync", err)
 	}
-	return tool.Run(ctx, tool.Options{Log: s.opts.Log}, "btrfs", "subvolume", "sync", s.root)
+	if err := tool.Run(ctx, tool.Options{Log: s.opts.Log}, "btrfs", "subvolume", "sync", s.root); err != nil {
+		return err
+	}
+	if s.opts.File == "" {
+		return nil
+	}
+	// What was freed is free for the device after the next commit.
+	if err := commit(dir); err != nil {
+		return classify(s.opts.place(), "commit", err)
+	}
+	if err := trim(dir); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return classify(s.opts.place(), "trim", err)
+	}
+	return nil
 }

@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"sidus/image/tool"
@@ -172,32 +174,39 @@ func Rename(from, to string) Applier {
 // Many makes count small files, spread over folders of 1,000.
 func Many(name string, count int) Applier {
 	return func(root string) error {
-		for i := 0; i < count; i += 1000 {
-			folder := filepath.Join(root, name, fmt.Sprintf("%04d", i/1000))
-			if err := os.MkdirAll(folder, 0o755); err != nil {
-				return err
-			}
-			dir, err := os.Open(folder)
-			if err != nil {
-				return err
-			}
-			for j := i; j < min(i+1000, count); j++ {
-				fd, err := unix.Openat(int(dir.Fd()), fmt.Sprintf("file-%06d", j), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
-				if err == nil {
-					_, err = unix.Write(fd, fmt.Appendf(nil, "content of %d\n", j))
-					err = errors.Join(err, unix.Close(fd))
-				}
-				if err != nil {
-					_ = dir.Close()
-					return err
-				}
-			}
-			if err := dir.Close(); err != nil {
-				return err
-			}
+		var group errgroup.Group
+		group.SetLimit(runtime.NumCPU())
+		for begin := 0; begin < count; begin += 1000 {
+			group.Go(func() error {
+				folder := filepath.Join(root, name, fmt.Sprintf("%04d", begin/1000))
+				return manyIn(folder, begin, min(begin+1000, count))
+			})
 		}
-		return nil
+		return group.Wait()
 	}
+}
+
+// manyIn makes the files of one folder.
+func manyIn(folder string, begin, end int) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for n := begin; n < end; n++ {
+		fd, err := unix.Openat(int(dir.Fd()), fmt.Sprintf("file-%06d", n), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			return err
+		}
+		_, err = unix.Write(fd, fmt.Appendf(nil, "content of %d\n", n))
+		if err := errors.Join(err, unix.Close(fd)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // AllMetadata writes a tree with one of everything that a system's tree can
