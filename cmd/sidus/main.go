@@ -12,12 +12,16 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
+
+	"sidus/image/build/sandbox"
 )
 
 // version is set by the Makefile.
 var version = "development"
 
 func main() {
+	// The first process of a sandbox is this program again.
+	sandbox.Main()
 	os.Exit(run(os.Args))
 }
 

@@ -38,7 +38,7 @@ func networkFlags() []cli.Flag {
 	}
 }
 
-// networkChange reads the options that were given; '' takes a thing away.
+// networkChange reads the options that were given; ” takes a thing away.
 func networkChange(c *cli.Context) (change node.NetworkChange, err error) {
 	if c.IsSet("subnet") {
 		subnet, err := netip.ParsePrefix(c.String("subnet"))

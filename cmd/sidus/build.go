@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/urfave/cli/v2"
+
+	"sidus/boot/initramfs"
+	"sidus/image/build"
+	"sidus/image/store"
+)
+
+func buildCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "build",
+		Usage:     "build a tree from a recipe, phase by phase",
+		ArgsUsage: "RECIPE",
+		Description: describe("Runs the phases that need to run, each in its own sandbox, and takes a snapshot after each; phases whose\n"+
+			"inputs have not changed are not run again. The last snapshot is complete and can be promoted. A phase\n"+
+			"that fails leaves the tree as it was. A head with changes that no recipe made is not overwritten unless\n"+
+			"--discard is given; then what it held stays in the log.",
+			"sidus build recipes/demo.yaml",
+			"sidus build node.yaml --tree node-test --set suite=trixie",
+			"sidus build node.yaml --rebuild packages    # ask the mirror again",
+			"sidus build node.yaml --plan"),
+		Flags: changes(
+			&cli.StringFlag{Name: "tree", Usage: "the tree `NAME`, instead of the recipe's; it is made if it is not there"},
+			&cli.StringSliceFlag{Name: "set", Usage: "a value for a variable of the recipe: `NAME=VALUE`; may be repeated"},
+			&cli.StringFlag{Name: "rebuild", Usage: "run from this `PHASE` on, whatever is cached"},
+			&cli.BoolFlag{Name: "discard", Usage: "build although the head holds changes that no recipe made"},
+			&cli.BoolFlag{Name: "plan", Usage: "say what would run, and why; do nothing"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress"},
+			waitFlag(),
+		),
+		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
+			args, err := want(c)
+			if err != nil {
+				return err
+			}
+			return buildTree(ctx, c, s, args[0])
+		}),
+	}
+}
+
+func buildTree(ctx context.Context, c *cli.Context, s *site, file string) (err error) {
+	variables, err := parseVariables(c.StringSlice("set"))
+	if err != nil {
+		return err
+	}
+	recipe, err := build.Load(file, variables)
+	if err != nil {
+		return err
+	}
+	tree := c.String("tree")
+	if tree == "" {
+		tree = recipe.Tree
+	}
+	if tree == "" {
+		return usagef("%s names no tree: give --tree NAME", file)
+	}
+	made := false
+	if _, err := s.manager.Tree(ctx, tree); errors.Is(err, store.ErrNotFound) {
+		if _, err := s.manager.CreateTree(ctx, tree); err != nil {
+			return err
+		}
+		made = true
+	} else if err != nil {
+		return err
+	}
+	// A tree that was made for this build goes again if nothing came of it.
+	defer func() {
+		if made && (err != nil || c.Bool("plan")) {
+			err = errors.Join(err, dropEmptyTree(context.WithoutCancel(ctx), s, tree))
+		}
+	}()
+	lock, err := s.manager.LockHead(ctx, tree, c.Bool("wait"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Release()) }()
+
+	progress, closeProgress := chooseProgress(c)
+	defer closeProgress()
+	builder := build.New(build.Options{
+		CacheDir: s.layout.Cache(), LogDir: s.layout.Logs(), Progress: progress, Log: logrus.StandardLogger(), Boot: bootTools(),
+	})
+	head := &build.ManagerHead{Manager: s.manager, Tree: tree, Lock: lock}
+	request := build.Request{Recipe: recipe, Rebuild: c.String("rebuild"), Discard: c.Bool("discard"), Message: s.message}
+	if c.Bool("plan") {
+		plan, err := builder.Plan(ctx, head, request)
+		if err != nil {
+			return err
+		}
+		return print(c, plan, func(w io.Writer) { fmt.Fprint(w, plan) })
+	}
+	ctx, stop := store.GuardSpace(ctx, s.store, guardEvery)
+	defer stop()
+	result, err := builder.Build(ctx, head, request)
+	closeProgress()
+	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, store.ErrNoSpace) && !errors.Is(err, store.ErrNoSpace) {
+			return errors.Join(cause, err)
+		}
+		return err
+	}
+	return print(c, result, func(w io.Writer) { fmt.Fprint(w, buildSentence(result)) })
+}
+
+// guardEvery is how often a build looks whether the store is about to be full.
+const guardEvery = 500 * time.Millisecond
+
+func parseVariables(settings []string) (map[string]string, error) {
+	variables := map[string]string{}
+	for _, setting := range settings {
+		name, value, ok := strings.Cut(setting, "=")
+		if !ok || name == "" {
+			return nil, usagef("--set %q: it is written NAME=VALUE", setting)
+		}
+		variables[name] = value
+	}
+	return variables, nil
+}
+
+// dropEmptyTree deletes a tree that has no snapshot.
+func dropEmptyTree(ctx context.Context, s *site, name string) error {
+	tree, err := s.manager.Tree(ctx, name)
+	if err != nil {
+		return err
+	}
+	snapshots, err := s.manager.Snapshots(ctx, tree)
+	if err != nil || len(snapshots) > 0 {
+		return err
+	}
+	return s.manager.DeleteTree(ctx, name, true)
+}
+
+func chooseProgress(c *cli.Context) (build.Progress, func()) {
+	switch {
+	case c.Bool("quiet"):
+		return build.Quiet{}, func() {}
+	case c.Bool("json"):
+		return build.JSON{Out: os.Stderr}, func() {}
+	}
+	return build.NewProgress(os.Stderr)
+}
+
+// bootTools joins the boot phase to what nodes boot with.
+func bootTools() build.BootTools {
+	return build.BootTools{
+		Digest: initramfs.Digest(),
+		Install: func(root string, o build.BootOptions) error {
+			return initramfs.Install(root, initramfs.Options{Modules: o.Modules})
+		},
+		Prepare: initramfs.Prepare,
+	}
+}
+
+func buildSentence(r build.Result) string {
+	text := ""
+	if r.Saved.ID != "" {
+		text = fmt.Sprintf("what the head held is saved as %s\n", r.Saved.Ref)
+	}
+	elapsed := r.Elapsed.Round(100 * time.Millisecond)
+	if r.UpToDate {
+		return text + fmt.Sprintf("nothing to do: %s is what the recipe says (%s)\n", r.Snapshot.Ref, elapsed)
+	}
+	return text + fmt.Sprintf("built %s in %s; `sidus promote %s` makes nodes boot it\n", r.Snapshot.Ref, elapsed, r.Snapshot.Ref)
+}
+
+func isRecipeError(err error) bool {
+	var recipe *build.RecipeError
+	return errors.As(err, &recipe)
+}
