@@ -3,6 +3,7 @@ package nfs
 import (
 	"math"
 
+	"sidus/export/internal/xdr"
 	"sidus/image/index"
 )
 
@@ -60,7 +61,7 @@ func (k *call) getattr() outcome {
 		return k.fail(status)
 	}
 	var b []byte
-	k.out, b = extend(k.out, 4+fattrSize)
+	k.out, b = xdr.Extend(k.out, 4+fattrSize)
 	be.PutUint32(b, nfsOK)
 	putAttr(b[4:], o.snap, o.id, &o.attr)
 	return answered
@@ -75,7 +76,7 @@ func (k *call) access() outcome {
 	if result != answered {
 		return result
 	}
-	asked := k.in.uint32()
+	asked := k.in.Uint32()
 	if status != nfsOK {
 		return k.fail(status, 0)
 	}
@@ -111,6 +112,6 @@ func (k *call) readlink() outcome {
 	}
 	k.out = be.AppendUint32(k.out, nfsOK)
 	k.postOp(&o)
-	k.out = appendOpaque(k.out, o.snap.index.Target(&o.attr))
+	k.out = xdr.AppendOpaque(k.out, o.snap.index.Target(&o.attr))
 	return answered
 }

@@ -3,6 +3,7 @@ package nfs
 import (
 	"errors"
 
+	"sidus/export/internal/xdr"
 	"sidus/image/index"
 )
 
@@ -16,7 +17,7 @@ type call struct {
 
 	xid, prog, vers, proc uint32
 	cred                  credentials
-	in                    decoder
+	in                    xdr.Decoder
 	out                   []byte
 	start                 int // of the current reply in out
 	stat                  statKey
@@ -57,8 +58,8 @@ func (k *call) release() {
 // status is nfsOK, or the error to answer with; the outcome is deferred if
 // that takes waiting.
 func (k *call) object(o *object) (uint32, outcome) {
-	handle := k.in.opaque(maxHandle)
-	if k.in.bad {
+	handle := k.in.Opaque(maxHandle)
+	if k.in.Bad {
 		return nfsErrBadHandle, answered
 	}
 	snapshot, id, ok := k.s.key.check(handle)
@@ -145,7 +146,7 @@ func (k *call) nfs() outcome {
 func (k *call) fail(status uint32, words ...uint32) outcome {
 	k.stat.failed = true
 	k.out = be.AppendUint32(k.out, status)
-	k.out = appendUint32(k.out, words...)
+	k.out = xdr.AppendUint32(k.out, words...)
 	return answered
 }
 
@@ -160,7 +161,7 @@ func (k *call) failWith(status uint32, o *object) outcome {
 // postOp appends the attributes of an object as a post_op_attr.
 func (k *call) postOp(o *object) {
 	var b []byte
-	k.out, b = extend(k.out, postOpAttrSize)
+	k.out, b = xdr.Extend(k.out, postOpAttrSize)
 	be.PutUint32(b, 1)
 	putAttr(b[4:], o.snap, o.id, &o.attr)
 }

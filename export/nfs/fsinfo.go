@@ -1,6 +1,10 @@
 package nfs
 
-import "math"
+import (
+	"math"
+
+	"sidus/export/internal/xdr"
+)
 
 // fsstat answers FSSTAT (RFC 1813, section 3.3.18): the file system is full,
 // and never changes.
@@ -34,12 +38,12 @@ func (k *call) fsinfo() outcome {
 	}
 	k.out = be.AppendUint32(k.out, nfsOK)
 	k.postOp(&o)
-	k.out = appendUint32(k.out,
+	k.out = xdr.AppendUint32(k.out,
 		maxReadSize, maxReadSize, 4096, // rtmax, rtpref, rtmult
 		preferredWriteSize, preferredWriteSize, 4096, // wtmax, wtpref, wtmult
 		maxDirectoryReply)
 	k.out = be.AppendUint64(k.out, math.MaxInt64) // maxfilesize
-	k.out = appendUint32(k.out, 0, 1)             // time_delta: 1 ns
+	k.out = xdr.AppendUint32(k.out, 0, 1)         // time_delta: 1 ns
 	k.out = be.AppendUint32(k.out, fsLink|fsSymlink|fsHomogeneous)
 	return answered
 }
@@ -56,7 +60,7 @@ func (k *call) pathconf() outcome {
 	}
 	k.out = be.AppendUint32(k.out, nfsOK)
 	k.postOp(&o)
-	k.out = appendUint32(k.out, math.MaxInt32, maxNameLen,
+	k.out = xdr.AppendUint32(k.out, math.MaxInt32, maxNameLen,
 		1, // no_trunc
 		1, // chown_restricted
 		0, // case_insensitive

@@ -3,6 +3,7 @@ package nfs
 import (
 	"bytes"
 
+	"sidus/export/internal/xdr"
 	"sidus/image/index"
 )
 
@@ -13,7 +14,7 @@ func (k *call) lookup() outcome {
 	if result != answered {
 		return result
 	}
-	name := k.in.opaque(maxXDRString)
+	name := k.in.Opaque(maxXDRString)
 	if status != nfsOK {
 		return k.fail(status, 0)
 	}
@@ -25,7 +26,7 @@ func (k *call) lookup() outcome {
 		return k.failWith(nfsErrIO, &dir)
 	}
 	var b []byte
-	k.out, b = extend(k.out, 8+handleSize)
+	k.out, b = xdr.Extend(k.out, 8+handleSize)
 	be.PutUint32(b, nfsOK)
 	be.PutUint32(b[4:], handleSize)
 	k.s.key.put(b[8:], &dir.snap.id, found.id)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 
+	"sidus/export/internal/xdr"
 	"sidus/image/index"
 	"sidus/image/store"
 )
@@ -43,9 +44,9 @@ func (k *call) mount() outcome {
 		if !k.wait {
 			return deferred
 		}
-		path := k.in.opaque(maxMountPath)
+		path := k.in.Opaque(maxMountPath)
 		switch {
-		case k.in.bad:
+		case k.in.Bad:
 		case k.vers != 3:
 			// Version 1 mounts for NFS version 2, which is not served.
 			k.out = be.AppendUint32(k.out, mountErrAcces)
@@ -55,13 +56,13 @@ func (k *call) mount() outcome {
 	case mountProcDump:
 		for _, m := range k.s.mounts.list() {
 			k.out = be.AppendUint32(k.out, 1)
-			k.out = appendOpaque(k.out, []byte(m.client))
-			k.out = appendOpaque(k.out, []byte(m.path))
+			k.out = xdr.AppendOpaque(k.out, []byte(m.client))
+			k.out = xdr.AppendOpaque(k.out, []byte(m.path))
 		}
 		k.out = be.AppendUint32(k.out, 0)
 	case mountProcUmnt:
-		path := k.in.opaque(maxMountPath)
-		if !k.in.bad {
+		path := k.in.Opaque(maxMountPath)
+		if !k.in.Bad {
 			k.s.mounts.remove(mountEntry{k.conn.peer.Addr().String(), string(path)})
 		}
 	case mountProcUmntall:
@@ -88,10 +89,10 @@ func (k *call) mnt(path []byte) {
 		return
 	}
 	var b []byte
-	k.out, b = extend(k.out, 4+handleSize)
+	k.out, b = xdr.Extend(k.out, 4+handleSize)
 	be.PutUint32(b, handleSize)
 	k.s.key.put(b[4:], &dir.snap.id, dir.id)
-	k.out = appendUint32(k.out, 1, flavorSys)
+	k.out = xdr.AppendUint32(k.out, 1, flavorSys)
 	k.s.mounts.add(mountEntry{k.conn.peer.Addr().String(), string(path)})
 	if k.s.onMount != nil {
 		k.s.onMount(k.conn.peer, dir.snap.name)
@@ -151,10 +152,10 @@ func (k *call) exports() {
 	}
 	for _, e := range all {
 		k.out = be.AppendUint32(k.out, 1)
-		k.out = appendOpaque(k.out, []byte(e.Path))
+		k.out = xdr.AppendOpaque(k.out, []byte(e.Path))
 		for _, g := range e.Groups {
 			k.out = be.AppendUint32(k.out, 1)
-			k.out = appendOpaque(k.out, []byte(g))
+			k.out = xdr.AppendOpaque(k.out, []byte(g))
 		}
 		k.out = be.AppendUint32(k.out, 0)
 	}

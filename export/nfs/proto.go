@@ -1,5 +1,13 @@
 package nfs
 
+import "encoding/binary"
+
+// All numbers on the wire are big-endian.
+var be = binary.BigEndian
+
+// zeros pads data.
+var zeros [4]byte
+
 // The numbers of NFS version 3 (RFC 1813).
 const (
 	nfsProgram = 100003

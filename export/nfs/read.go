@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidus/export/internal/xdr"
 	"sidus/image/index"
 )
 
@@ -19,8 +20,8 @@ func (k *call) read() outcome {
 	if result != answered {
 		return result
 	}
-	offset, count := k.in.uint64(), k.in.uint32()
-	if k.in.bad {
+	offset, count := k.in.Uint64(), k.in.Uint32()
+	if k.in.Bad {
 		return answered
 	}
 	if status != nfsOK {
@@ -71,7 +72,7 @@ func (k *call) readHead(o *object, length int, eof bool) {
 	if eof {
 		end = 1
 	}
-	k.out = appendUint32(k.out, uint32(length), end, uint32(length))
+	k.out = xdr.AppendUint32(k.out, uint32(length), end, uint32(length))
 }
 
 // open returns the open file of an inode, from the cache if it is there. It
@@ -105,7 +106,7 @@ func (k *call) readFile(o *object, f *openFile, offset int64, length int) (outco
 		k.readHead(o, length, eof)
 		padded := (length + 3) &^ 3
 		var b []byte
-		k.out, b = extend(k.out, padded)
+		k.out, b = xdr.Extend(k.out, padded)
 		if err := k.fill(o, f.fd, b[:length], offset); err != nil {
 			return 0, err
 		}

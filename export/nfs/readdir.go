@@ -1,6 +1,10 @@
 package nfs
 
-import "sidus/image/index"
+import (
+	"sidus/image/index"
+
+	"sidus/export/internal/xdr"
+)
 
 // The cookies of a directory's entries: they follow from an entry's place in
 // the index, and so are good for ever; the verifier is zero. A cookie names
@@ -20,13 +24,13 @@ func (k *call) readdir(plus bool) outcome {
 	if result != answered {
 		return result
 	}
-	cookie, verifier := k.in.uint64(), k.in.uint64()
-	dirCount := k.in.uint32()
+	cookie, verifier := k.in.Uint64(), k.in.Uint64()
+	dirCount := k.in.Uint32()
 	count := dirCount
 	if plus {
-		count = k.in.uint32()
+		count = k.in.Uint32()
 	}
-	if k.in.bad {
+	if k.in.Bad {
 		return answered
 	}
 	if status != nfsOK {
@@ -85,7 +89,7 @@ func (k *call) readdir(plus bool) outcome {
 	if cookie == total {
 		end = 1
 	}
-	k.out = appendUint32(k.out, 0, end)
+	k.out = xdr.AppendUint32(k.out, 0, end)
 	return answered
 }
 
@@ -105,7 +109,7 @@ var dotDot = []byte("..")
 // entry appends an entry3 or entryplus3 of the size given.
 func (k *call) entry(dir *object, name []byte, id index.ID, cookie uint64, size int, plus, attrs bool) {
 	var b []byte
-	k.out, b = extend(k.out, size)
+	k.out, b = xdr.Extend(k.out, size)
 	be.PutUint32(b, 1)
 	be.PutUint64(b[4:], uint64(id))
 	be.PutUint32(b[12:], uint32(len(name)))

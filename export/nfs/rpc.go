@@ -1,5 +1,7 @@
 package nfs
 
+import "sidus/export/internal/xdr"
+
 // The numbers of ONC RPC version 2 (RFC 5531).
 const (
 	rpcVersion = 2
@@ -46,19 +48,19 @@ type credentials struct {
 
 // decodeSys reads the body of AUTH_SYS credentials.
 func (c *credentials) decodeSys(body []byte) bool {
-	d := decoder{b: body}
-	d.uint32() // stamp
-	d.opaque(maxMachine)
-	c.uid, c.gid = d.uint32(), d.uint32()
-	n := d.uint32()
+	d := xdr.Decoder{Data: body}
+	d.Uint32() // stamp
+	d.Opaque(maxMachine)
+	c.uid, c.gid = d.Uint32(), d.Uint32()
+	n := d.Uint32()
 	if n > maxGroups {
 		return false
 	}
 	c.count = n
 	for i := range n {
-		c.groups[i] = d.uint32()
+		c.groups[i] = d.Uint32()
 	}
-	return !d.bad
+	return !d.Bad
 }
 
 // inGroup reports whether the caller is a member of a group.
@@ -79,7 +81,7 @@ func (c *credentials) inGroup(gid uint32) bool {
 func (k *call) begin(status uint32) {
 	var b []byte
 	k.start = len(k.out)
-	k.out, b = extend(k.out, 28)
+	k.out, b = xdr.Extend(k.out, 28)
 	be.PutUint32(b, 0)
 	be.PutUint32(b[4:], k.xid)
 	be.PutUint32(b[8:], msgReply)
@@ -92,8 +94,8 @@ func (k *call) begin(status uint32) {
 // deny answers that the call is not accepted.
 func (k *call) deny(words ...uint32) {
 	k.start = len(k.out)
-	k.out = appendUint32(k.out, 0, k.xid, msgReply, replyDenied)
-	k.out = appendUint32(k.out, words...)
+	k.out = xdr.AppendUint32(k.out, 0, k.xid, msgReply, replyDenied)
+	k.out = xdr.AppendUint32(k.out, words...)
 }
 
 // restart drops what was answered of the current call and answers with an
@@ -101,7 +103,7 @@ func (k *call) deny(words ...uint32) {
 func (k *call) restart(status uint32, words ...uint32) {
 	k.out = k.out[:k.start]
 	k.begin(status)
-	k.out = appendUint32(k.out, words...)
+	k.out = xdr.AppendUint32(k.out, words...)
 }
 
 // end writes the record mark: the length of the reply, of which extra bytes
@@ -124,16 +126,16 @@ const (
 // run answers one RPC message. What it needs of the record it leaves in k, so
 // that it may be called again with the same record after deferred.
 func (k *call) run(record []byte) outcome {
-	d := decoder{b: record}
-	k.xid = d.uint32()
-	if kind := d.uint32(); d.bad {
+	d := xdr.Decoder{Data: record}
+	k.xid = d.Uint32()
+	if kind := d.Uint32(); d.Bad {
 		return broken
 	} else if kind != msgCall {
 		return ignored
 	}
-	version := d.uint32()
-	k.prog, k.vers, k.proc = d.uint32(), d.uint32(), d.uint32()
-	if d.bad {
+	version := d.Uint32()
+	k.prog, k.vers, k.proc = d.Uint32(), d.Uint32(), d.Uint32()
+	if d.Bad {
 		return broken
 	}
 	k.stat = statKey{}
@@ -142,11 +144,11 @@ func (k *call) run(record []byte) outcome {
 		k.end(0)
 		return answered
 	}
-	flavor, body := d.uint32(), d.opaque(maxAuthBytes)
-	d.uint32()
-	d.opaque(maxAuthBytes)
+	flavor, body := d.Uint32(), d.Opaque(maxAuthBytes)
+	d.Uint32()
+	d.Opaque(maxAuthBytes)
 	k.cred = credentials{uid: nobody, gid: nobody}
-	if d.bad || flavor == flavorSys && !k.cred.decodeSys(body) || flavor > flavorSys {
+	if d.Bad || flavor == flavorSys && !k.cred.decodeSys(body) || flavor > flavorSys {
 		k.deny(rejectAuthError, authBadCred)
 		k.end(0)
 		return answered
@@ -169,7 +171,7 @@ func (k *call) run(record []byte) outcome {
 	}
 	switch result {
 	case answered:
-		if k.in.bad {
+		if k.in.Bad {
 			k.restart(acceptGarbageArgs)
 		}
 		k.end(0)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
 )
@@ -75,7 +76,7 @@ type Limits struct {
 	WaitingPerConnection int           // calls that wait for a disk or a snapshot; 64
 	WaitingPerClient     int           // the same, of one address; 64
 	DiskReads            int           // in flight, of all clients; 256
-	OpenFiles            int           // kept open; 4096
+	OpenFiles            int           // kept open; 32768, or half of RLIMIT_NOFILE if that is less
 	Record               int           // bytes of one request; 128 KiB
 	OpenTimeout          time.Duration // waiting for Source.Open before NFS3ERR_JUKEBOX is answered; 20 s
 	StallTimeout         time.Duration // a client that reads no reply, or stops within a request; 60 s
@@ -92,7 +93,11 @@ func (l *Limits) setDefaults() {
 	set(&l.WaitingPerConnection, 64)
 	set(&l.WaitingPerClient, 64)
 	set(&l.DiskReads, 256)
-	set(&l.OpenFiles, 4096)
+	set(&l.OpenFiles, 32768)
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		l.OpenFiles = int(min(uint64(l.OpenFiles), files.Cur/2))
+	}
 	set(&l.Record, 128<<10)
 	if l.OpenTimeout <= 0 {
 		l.OpenTimeout = 20 * time.Second

@@ -12,58 +12,58 @@ func (k *call) refuseWrite() outcome {
 	switch k.proc {
 	case procSetattr:
 		k.skipSattr()
-		if k.in.bool() { // guard
-			k.in.uint64()
+		if k.in.Bool() { // guard
+			k.in.Uint64()
 		}
 	case procWrite:
-		k.in.uint64()
-		k.in.uint32()
-		if k.in.uint32() > 2 { // stable_how
-			k.in.fail()
+		k.in.Uint64()
+		k.in.Uint32()
+		if k.in.Uint32() > 2 { // stable_how
+			k.in.Fail()
 		}
-		k.in.opaque(maxXDRString)
+		k.in.Opaque(maxXDRString)
 	case procCreate:
-		k.in.opaque(maxXDRString)
-		switch how := k.in.uint32(); {
+		k.in.Opaque(maxXDRString)
+		switch how := k.in.Uint32(); {
 		case how < createExclusive:
 			k.skipSattr()
 		case how == createExclusive:
-			k.in.uint64()
+			k.in.Uint64()
 		default:
-			k.in.fail()
+			k.in.Fail()
 		}
 	case procMkdir:
-		k.in.opaque(maxXDRString)
+		k.in.Opaque(maxXDRString)
 		k.skipSattr()
 	case procSymlink:
-		k.in.opaque(maxXDRString)
+		k.in.Opaque(maxXDRString)
 		k.skipSattr()
-		k.in.opaque(maxXDRString)
+		k.in.Opaque(maxXDRString)
 	case procMknod:
-		k.in.opaque(maxXDRString)
-		switch kind := k.in.uint32(); kind {
+		k.in.Opaque(maxXDRString)
+		switch kind := k.in.Uint32(); kind {
 		case 3, 4: // block and character devices
 			k.skipSattr()
-			k.in.uint64()
+			k.in.Uint64()
 		case 6, 7: // sockets and FIFOs
 			k.skipSattr()
 		}
 	case procRemove, procRmdir:
-		k.in.opaque(maxXDRString)
+		k.in.Opaque(maxXDRString)
 	case procRename, procLink:
 		if k.proc == procRename {
-			k.in.opaque(maxXDRString)
+			k.in.Opaque(maxXDRString)
 		}
 		var secondStatus uint32
 		if secondStatus, result = k.object(&second); result != answered {
 			return result
 		}
-		k.in.opaque(maxXDRString)
+		k.in.Opaque(maxXDRString)
 		if status == nfsOK {
 			status = secondStatus
 		}
 	}
-	if k.in.bad {
+	if k.in.Bad {
 		return answered
 	}
 	if status == nfsOK {
@@ -91,20 +91,20 @@ func (k *call) refuseWrite() outcome {
 // skipSattr reads a sattr3.
 func (k *call) skipSattr() {
 	for range 3 { // mode, uid, gid
-		if k.in.bool() {
-			k.in.uint32()
+		if k.in.Bool() {
+			k.in.Uint32()
 		}
 	}
-	if k.in.bool() { // size
-		k.in.uint64()
+	if k.in.Bool() { // size
+		k.in.Uint64()
 	}
 	for range 2 { // atime, mtime
-		switch k.in.uint32() {
+		switch k.in.Uint32() {
 		case 0, 1: // unchanged, the server's time
 		case 2:
-			k.in.uint64()
+			k.in.Uint64()
 		default:
-			k.in.fail()
+			k.in.Fail()
 		}
 	}
 }
@@ -134,8 +134,8 @@ func (k *call) commit() outcome {
 	if result != answered {
 		return result
 	}
-	k.in.uint64()
-	k.in.uint32()
+	k.in.Uint64()
+	k.in.Uint32()
 	if status == nfsOK && !o.attr.IsRegular() {
 		status = nfsErrInval
 	}
