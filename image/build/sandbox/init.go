@@ -191,6 +191,11 @@ func start(c *config) (pid, master int, err error) {
 		keep = hostCapabilities
 	}
 	runtime.LockOSThread() // and never unlocked: the thread has lost its capabilities
+	if c.NoSync {
+		if err := ignoreSync(); err != nil {
+			return 0, -1, err
+		}
+	}
 	if err := limitCapabilities(keep); err != nil {
 		return 0, -1, err
 	}

@@ -67,6 +67,10 @@ type Options struct {
 	Terminal bool
 	// NoNetwork gives the program an empty network with a loopback only.
 	NoNetwork bool
+	// NoSync makes fsync and its kin do nothing inside. It is for work whose
+	// result is either made durable as a whole afterwards or thrown away:
+	// dpkg syncs every file.
+	NoSync bool
 	// Binds are mounted in this order.
 	Binds []Bind
 	// Files are written under the sandbox's /run, by absolute path.
@@ -85,6 +89,7 @@ type config struct {
 	Rows      uint16
 	Cols      uint16
 	NoNetwork bool
+	NoSync    bool
 	Binds     []Bind
 	Files     map[string]string
 	Hostname  string
@@ -117,7 +122,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return context.Cause(ctx)
 	}
 	c := config{
-		Args: o.Args, Dir: o.Dir, Terminal: o.Terminal, NoNetwork: o.NoNetwork,
+		Args: o.Args, Dir: o.Dir, Terminal: o.Terminal, NoNetwork: o.NoNetwork, NoSync: o.NoSync,
 		Binds: o.Binds, Files: o.Files, Hostname: o.Hostname,
 		Env: append(Environment(), o.Env...),
 	}

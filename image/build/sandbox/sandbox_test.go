@@ -271,6 +271,20 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
+func TestNoSync(t *testing.T) {
+	root := tinyTree(t)
+	for _, ignored := range []bool{false, true} {
+		out, err := runShell(t, root, "grep Seccomp: /proc/self/status | cut -f2; echo x > /f && sync && cat /f; rm /f", func(o *Options) { o.NoSync = ignored })
+		want := "0\nx\n"
+		if ignored {
+			want = "2\nx\n" // SECCOMP_MODE_FILTER
+		}
+		if err != nil || out != want {
+			t.Errorf("NoSync %v: %q (%v)", ignored, out, err)
+		}
+	}
+}
+
 func TestBindsAndFiles(t *testing.T) {
 	root := tinyTree(t)
 	if err := os.Mkdir(filepath.Join(root, "mnt"), 0o755); err != nil {
