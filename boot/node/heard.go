@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,12 +36,23 @@ type Sign struct {
 	At       time.Time
 }
 
-// Heard notes signs of life in one transaction: gather them, and call it once
-// a minute or so. Signs that fit no session are passed over.
+// heardBatch is how many signs of life are noted in one transaction, so that
+// a machine that boots meanwhile waits for milliseconds.
+const heardBatch = 50
+
+// Heard notes signs of life: gather them, and call it once a minute or so.
+// Signs that fit no session are passed over. After an error some may have
+// been noted; noting them again does no harm.
 func (r *Registry) Heard(ctx context.Context, signs []Sign) error {
-	if len(signs) == 0 {
-		return nil
+	for batch := range slices.Chunk(signs, heardBatch) {
+		if err := r.heard(ctx, batch); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func (r *Registry) heard(ctx context.Context, signs []Sign) error {
 	var reopened []Session
 	err := r.catalog.Update(ctx, func(tx *sql.Tx) error {
 		reopened = nil
@@ -50,23 +62,15 @@ func (r *Registry) Heard(ctx context.Context, signs []Sign) error {
 			return err
 		}
 		for _, sign := range signs {
-			s, found, err := findSession(tx, pxe.Progress{Session: sign.Session, Client: sign.Client.Unmap(), Snapshot: sign.Snapshot})
-			if err == nil && !found && sign.Session == "" {
-				s, found, err = lastEnded(tx, sign)
-			}
+			s, found, again, err := whoseSign(tx, sign)
 			if err != nil {
 				return err
 			}
-			if found && !s.Live() {
-				if found, err = reopen(tx, &s, sign.At); err != nil {
-					return err
-				}
-				if found {
-					reopened = append(reopened, s)
-				}
-			}
 			if !found {
 				continue
+			}
+			if again {
+				reopened = append(reopened, s)
 			}
 			s.heardNow(sign.At, clock-int64(max(0, now.Sub(sign.At))/time.Second))
 			if err := writeSession(tx, s); err != nil {
@@ -82,6 +86,20 @@ func (r *Registry) Heard(ctx context.Context, signs []Sign) error {
 		r.logSession(s).Warn("session that had ended is heard again: it is open again")
 	}
 	return nil
+}
+
+// whoseSign finds the live session of a sign of life; reopened is set if it
+// had ended.
+func whoseSign(tx *sql.Tx, sign Sign) (s Session, found, reopened bool, err error) {
+	s, found, err = findSession(tx, pxe.Progress{Session: sign.Session, Client: sign.Client.Unmap(), Snapshot: sign.Snapshot})
+	if err == nil && !found && sign.Session == "" {
+		s, found, err = lastEnded(tx, sign)
+	}
+	if err != nil || !found || s.Live() {
+		return s, found, false, err
+	}
+	found, err = reopen(tx, &s, sign.At)
+	return s, found, found, err
 }
 
 // lastEnded returns the session of sign that ended last.

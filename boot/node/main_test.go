@@ -51,7 +51,7 @@ func (c *clock) Add(d time.Duration) {
 // site is a catalog with a registry, a clock and a log.
 type site struct {
 	*Registry
-	t     *testing.T
+	t     testing.TB
 	path  string
 	cat   *catalog.Catalog
 	clock *clock
@@ -59,13 +59,12 @@ type site struct {
 }
 
 var (
-	by        = By{Actor: catalog.Actor{User: "alice", Command: "sidus test"}, Message: "because"}
-	serverIP  = netip.MustParseAddr("10.0.0.1")
-	mac1      = MAC{0x52, 0x54, 0, 0, 0, 1}
-	mac2      = MAC{0x52, 0x54, 0, 0, 0, 2}
-	client1   = netip.MustParseAddr("10.0.0.101")
-	client2   = netip.MustParseAddr("10.0.0.102")
-	snapshots = []store.SnapshotID{"", id(1), id(2), id(3), id(4)}
+	by       = By{Actor: catalog.Actor{User: "alice", Command: "sidus test"}, Message: "because"}
+	serverIP = netip.MustParseAddr("10.0.0.1")
+	mac1     = MAC{0x52, 0x54, 0, 0, 0, 1}
+	mac2     = MAC{0x52, 0x54, 0, 0, 0, 2}
+	client1  = netip.MustParseAddr("10.0.0.101")
+	client2  = netip.MustParseAddr("10.0.0.102")
 )
 
 func id(n int) store.SnapshotID { return store.SnapshotID(fmt.Sprintf("%032x", 0xabc0+n)) }
@@ -73,7 +72,7 @@ func id(n int) store.SnapshotID { return store.SnapshotID(fmt.Sprintf("%032x", 0
 // newSite makes a catalog with network lab (10.0.0.0/24) and the complete
 // snapshots debian@1 to debian@3; debian@4 is a step of a build. Channel
 // default points to debian@1.
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "sidus.db")
 	cat, err := catalog.Create(t.Context(), path)

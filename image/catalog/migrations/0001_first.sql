@@ -139,6 +139,8 @@ CREATE TABLE session (
 ) STRICT;
 CREATE INDEX session_live ON session (mac) WHERE ended IS NULL;
 CREATE INDEX session_snapshot ON session (snapshot) WHERE ended IS NULL;
+CREATE INDEX session_mac ON session (mac, opened);
+CREATE INDEX session_address ON session (address, snapshot, opened);
 
 CREATE TABLE lease (
     network  TEXT NOT NULL,
