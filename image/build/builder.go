@@ -67,11 +67,11 @@ type Request struct {
 
 // Result says what a build did.
 type Result struct {
-	Plan     *Plan
-	UpToDate bool     // nothing had to be done
-	Snapshot Snapshot // the complete snapshot of the tree as the recipe says it
-	Saved    Snapshot // of the head that was discarded; ID "" if none was
-	Elapsed  time.Duration
+	Plan     *Plan         `json:"plan"`
+	UpToDate bool          `json:"up_to_date"`     // nothing had to be done
+	Snapshot Snapshot      `json:"snapshot"`       // the complete snapshot of the tree as the recipe says it
+	Saved    Snapshot      `json:"saved,omitzero"` // of the head that was discarded; ID "" if none was
+	Elapsed  time.Duration `json:"elapsed_ns"`
 }
 
 // ErrHeadChanged is wrapped by ChangedError.

@@ -10,12 +10,12 @@ import (
 
 // Snapshot is what a plan knows of a snapshot.
 type Snapshot struct {
-	ID       store.SnapshotID
-	Ref      string // for people: debian@14
-	Phase    string
-	Key      string
-	Complete bool
-	Own      bool // it is one of the tree that is built
+	ID       store.SnapshotID `json:"id"`
+	Ref      string           `json:"ref"` // for people: debian@14
+	Phase    string           `json:"phase,omitempty"`
+	Key      string           `json:"key,omitempty"`
+	Complete bool             `json:"complete"`
+	Own      bool             `json:"own"` // it is one of the tree that is built
 }
 
 // Known is what exists when a plan is made.
@@ -39,28 +39,28 @@ type Past struct {
 
 // Plan says what a build does. It begins from the last cached phase.
 type Plan struct {
-	Phases []PlannedPhase
+	Phases []PlannedPhase `json:"phases"`
 	// From is the snapshot that the first phase to run begins from; its ID is
 	// "" if that is an empty folder.
-	From Snapshot
+	From Snapshot `json:"from,omitzero"`
 	// Final is the last phase's snapshot if every phase is cached.
-	Final Snapshot
+	Final Snapshot `json:"final,omitzero"`
 	// Seal is set if every phase is cached, and the tree has no complete
 	// snapshot of that content yet: one is taken, nothing is run.
-	Seal bool
+	Seal bool `json:"seal"`
 	// Move is set if every phase is cached, and the head starts from another
 	// snapshot.
-	Move bool
+	Move bool `json:"move"`
 }
 
 // PlannedPhase is one phase of a plan.
 type PlannedPhase struct {
-	Name   string
-	Kind   Kind
-	Key    string
-	Run    bool
-	Reason string   // why it runs, or which snapshot it is
-	Cached Snapshot // the zero value if it runs, or if only a later one is there
+	Name   string   `json:"name"`
+	Kind   Kind     `json:"kind"`
+	Key    string   `json:"key"`
+	Run    bool     `json:"run"`
+	Reason string   `json:"reason"`          // why it runs, or which snapshot it is
+	Cached Snapshot `json:"cached,omitzero"` // the zero value if it runs, or if only a later one is there
 }
 
 // Runs is the number of phases that run.

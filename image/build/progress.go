@@ -36,7 +36,7 @@ type Event struct {
 	Elapsed  time.Duration `json:"elapsed_ns,omitempty"`
 	Snapshot string        `json:"snapshot,omitempty"`
 	UpToDate bool          `json:"up_to_date,omitempty"`
-	Plan     *Plan         `json:"-"`
+	Plan     *Plan         `json:"plan,omitempty"`
 }
 
 // Progress is told what happens. Events come from one goroutine at a time.
@@ -51,7 +51,8 @@ type Quiet struct{}
 func (Quiet) Event(Event) {}
 
 // NewProgress returns a Progress for a person: one line that is redrawn if
-// out is a terminal, otherwise plain lines. close ends it.
+// out is a terminal, otherwise plain lines. How the build ended is left to the
+// caller to say. close ends it; a second call does nothing.
 func NewProgress(out *os.File) (p Progress, close func()) {
 	if term.IsTerminal(int(out.Fd())) && os.Getenv("TERM") != "dumb" {
 		screen := newScreen(out, func() int {
@@ -74,24 +75,10 @@ func (j JSON) Event(e Event) {
 	line := struct {
 		Time time.Time `json:"time"`
 		Event
-		Phases []jsonPhase `json:"phases,omitempty"`
 	}{Time: time.Now().UTC(), Event: e}
-	if e.Plan != nil {
-		for _, p := range e.Plan.Phases {
-			line.Phases = append(line.Phases, jsonPhase{p.Name, p.Kind, p.Key, p.Run, p.Reason})
-		}
-	}
 	if text, err := json.Marshal(line); err == nil {
 		_, _ = j.Out.Write(append(text, '\n'))
 	}
-}
-
-type jsonPhase struct {
-	Name   string `json:"name"`
-	Kind   Kind   `json:"kind"`
-	Key    string `json:"key"`
-	Run    bool   `json:"run"`
-	Reason string `json:"reason"`
 }
 
 // activityEvery is how often plain lines say what is being done.
@@ -120,16 +107,7 @@ func (p *plain) Event(e Event) {
 		}
 	case EventPhaseEnd:
 		fmt.Fprintf(p.out, "[%d/%d] %s: done in %s, %s\n", e.Index, e.Total, e.Phase, clock(e.Elapsed), e.Snapshot)
-	case EventDone:
-		_, _ = io.WriteString(p.out, doneText(e))
 	}
-}
-
-func doneText(e Event) string {
-	if e.UpToDate {
-		return fmt.Sprintf("nothing to do: %s is what the recipe says\n", e.Snapshot)
-	}
-	return fmt.Sprintf("built %s in %s\n", e.Snapshot, clock(e.Elapsed))
 }
 
 // clock writes a duration for people: 3.2s, 1m04s.
@@ -151,14 +129,15 @@ type screen struct {
 	mu    sync.Mutex
 	now   Event
 	began time.Time
-	start time.Time
 	drawn bool
-	stop  chan struct{}
-	done  sync.WaitGroup
+
+	closeOnce sync.Once
+	stop      chan struct{}
+	done      sync.WaitGroup
 }
 
 func newScreen(out io.Writer, width func() int) *screen {
-	s := &screen{out: out, width: width, start: time.Now(), stop: make(chan struct{})}
+	s := &screen{out: out, width: width, stop: make(chan struct{})}
 	s.done.Add(1)
 	go func() {
 		defer s.done.Done()
@@ -179,7 +158,7 @@ func newScreen(out io.Writer, width func() int) *screen {
 }
 
 func (s *screen) close() {
-	close(s.stop)
+	s.closeOnce.Do(func() { close(s.stop) })
 	s.done.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,11 +183,7 @@ func (s *screen) Event(e Event) {
 		s.erase()
 		s.now = Event{}
 		fmt.Fprintf(s.out, "[%d/%d] %-16s %8s  %s\n", e.Index, e.Total, e.Phase, clock(e.Elapsed), e.Snapshot)
-	case EventDone:
-		s.erase()
-		s.now = Event{}
-		_, _ = io.WriteString(s.out, doneText(e))
-	case EventFailed:
+	case EventDone, EventFailed:
 		s.erase()
 		s.now = Event{}
 	}
