@@ -74,3 +74,30 @@ func GuardSpace(ctx context.Context, s Store, every time.Duration) (guarded cont
 }
 
 var errWorkDone = errors.New("the work has ended")
+
+// NativeSender is a store that can write a snapshot in a form of its own,
+// which keeps more and costs less than reading it file by file.
+type NativeSender interface {
+	// SendKind names the form: "btrfs", "zfs" or "lvm".
+	SendKind() string
+	// Send begins to write snap: all of it if base is empty, else what
+	// differs from base. What it returns owns the work behind it: Read says
+	// io.EOF only after that has ended well, any failure instead of it, and
+	// Close ends the work and returns when nothing of it is left. ErrNotFound
+	// if snap or base is missing. The store holds both until Close.
+	Send(ctx context.Context, snap, base SnapshotID) (io.ReadCloser, error)
+}
+
+// NativeReceiver is a store that can take what a NativeSender wrote.
+type NativeReceiver interface {
+	// Receive makes snap from what r yields. base is the snapshot that the
+	// sender was given, and must be here; empty for a whole one. The snapshot
+	// shows when r has said io.EOF and all of it is durable, not earlier;
+	// after any other error of r nothing of it shows, and what a crash leaves
+	// is a partial item of List. ErrUnsupported if the store does not take
+	// this kind, ErrNotFound if base is missing, ErrExists if snap is there.
+	//
+	// A kernel parses what r yields: it must come from a sender that is
+	// trusted.
+	Receive(ctx context.Context, kind string, r io.Reader, snap, base SnapshotID) error
+}
