@@ -58,11 +58,13 @@ vet: agent
 	go vet ./...
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+# Which package may import which: .depguard.yml.
+DEPGUARD := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.2.1
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
 lint: agent
 	go run $(STATICCHECK) ./...
-	@tests/imports.sh
+	go run $(DEPGUARD) ./...
 
 # The vulnerability database is not reachable everywhere; that is said, and
 # is no failure.

@@ -70,13 +70,18 @@ func (s *Server) nfsServer(follower *node.Follower) *nfs.Server {
 		// An ordinary user on a node must not read what only root may: he
 		// cannot bind a port below 1024.
 		Allow: func(client netip.AddrPort) bool {
-			return nfs.PrivilegedPort(client) && (client.Addr().IsLoopback() || s.Registry.Allowed(client.Addr()))
+			return nfs.PrivilegedPort(client) && s.allowed(client.Addr())
 		},
 		OnMount: func(client netip.AddrPort, id store.SnapshotID) {
 			follower.Step(context.Background(), pxe.Progress{Step: protocol.StepRoot, Snapshot: id, Client: client.Addr()})
 		},
 		Logger: s.Log,
 	}
+}
+
+// allowed tells who is served: this machine, and the networks of the catalog.
+func (s *Server) allowed(client netip.Addr) bool {
+	return client.IsLoopback() || s.Registry.Allowed(client)
 }
 
 const (

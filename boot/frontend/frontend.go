@@ -205,19 +205,35 @@ func (s *Server) serveNFS(ctx context.Context, group *errgroup.Group, server *nf
 // stopGrace is how long calls under way may take when the front end stops.
 const stopGrace = 3 * time.Second
 
+// servePortmap makes NFS and MOUNT known at port 111. Machines booted by Sidus
+// name their ports; `showmount` and mounts by hand ask.
 func (s *Server) servePortmap(ctx context.Context, group *errgroup.Group) {
+	port := uint16(s.NFSPort)
 	for _, e := range s.endpoints {
-		server := &portmap.Server{Services: portmap.NFS(uint16(s.NFSPort)), Log: s.Log}
+		announcer := &portmap.Announcer{
+			Mappings: []portmap.Mapping{
+				{Program: nfsProgram, Version: 3, Protocol: portmap.TCP, Port: port},
+				{Program: mountProgram, Version: 1, Protocol: portmap.TCP, Port: port},
+				{Program: mountProgram, Version: 3, Protocol: portmap.TCP, Port: port},
+			},
+			Listen: e.address,
+			Allow:  func(client netip.AddrPort) bool { return s.allowed(client.Addr()) },
+			Logger: s.Log,
+		}
 		group.Go(func() error {
-			err := server.ListenAndServe(ctx, e.address)
-			if err != nil && ctx.Err() == nil {
-				// Machines booted by Sidus name their ports; only others ask.
-				s.Log.WithError(err).Warn("no port mapper: `showmount` and mounts without port= will not work")
+			if err := announcer.Run(ctx, nil); err != nil && ctx.Err() == nil {
+				s.Log.WithError(err).Warn("no port mapper: showmount, and mounts that name no port, will not work")
 			}
 			return nil
 		})
 	}
 }
+
+// ONC RPC program numbers, RFC 1813.
+const (
+	nfsProgram   = 100003
+	mountProgram = 100005
+)
 
 // listeners are the sockets of a front end until the servers have them.
 type listeners struct {
