@@ -19,7 +19,8 @@ import (
 var ErrMirror = errors.New("the mirror does not answer")
 
 // mirrorTimeout is how long a mirror may take to answer the first request.
-const mirrorTimeout = 15 * time.Second
+// Tests shorten it.
+var mirrorTimeout = 15 * time.Second
 
 // aptSource is one archive of apt's configuration.
 type aptSource struct {
