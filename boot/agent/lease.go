@@ -41,7 +41,7 @@ type lease struct {
 func newLease(since time.Time, total, t1, t2 time.Duration) lease {
 	// A server may leave the two times out, or say nonsense.
 	if t2 <= 0 || t2 >= total {
-		t2 = total * 7 / 8
+		t2 = total - total/8
 	}
 	if t1 <= 0 || t1 >= t2 {
 		t1 = min(total/2, t2)

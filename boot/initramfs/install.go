@@ -28,7 +28,7 @@ var ErrNoAgent = errors.New("this sidus was built without the agent: build it wi
 type Options struct {
 	// Modules is initramfs-tools' MODULES= setting; "" means "netboot": what a
 	// machine needs until its root is there, which is the network. "most" adds
-	// the drivers of all disks, which makes the initrd twice as large.
+	// the drivers of all disks, which makes the initrd larger by a third.
 	Modules string
 	// Agent is the agent's program, statically linked; nil means the one that
 	// was built into this program.

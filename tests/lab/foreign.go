@@ -68,22 +68,41 @@ func netmask(p netip.Prefix) string {
 	return net.IP(net.CIDRMask(p.Bits(), 32)).String()
 }
 
-// Ganesha starts nfs-ganesha in the lab: an NFSv3 server that is not ours,
-// with which a directory can be the root of machines. NFS and MOUNT answer on
-// the two given ports of address. It needs the programs of nfs-ganesha-vfs.
-func (l *Lab) Ganesha(ctx context.Context, dir string, address netip.Addr, nfsPort, mountPort int) (*Process, error) {
+// GaneshaOptions describes an NFSv3 server that is not ours.
+type GaneshaOptions struct {
+	// Dir is the directory that is exported, read-only, under its own name.
+	Dir string
+	// Address, NFSPort and MountPort are where NFS and MOUNT answer.
+	Address            netip.Addr
+	NFSPort, MountPort int
+	// NoACL leaves the NFSACL protocol out.
+	NoACL bool
+}
+
+// Ganesha starts nfs-ganesha in the lab, which can serve the root of machines.
+// It needs the packages nfs-ganesha-vfs and rpcbind.
+func (l *Lab) Ganesha(ctx context.Context, opts GaneshaOptions) (*Process, error) {
 	config := filepath.Join(l.dir, "ganesha.conf")
 	text := fmt.Sprintf(`NFS_CORE_PARAM { Protocols = 3; NFS_Port = %d; MNT_Port = %d; Bind_addr = %s;
-	Enable_NLM = false; Enable_RQUOTA = false; fsid_device = true; }
+	Enable_NLM = false; Enable_RQUOTA = false; Enable_NFSACL = %t; fsid_device = true; }
 NFSV4 { Graceless = true; RecoveryRoot = %q; }
 EXPORT { Export_Id = 1; Path = %q; Pseudo = "/"; Protocols = 3; Transports = TCP; Access_Type = RO;
 	Squash = None; SecType = sys; FSAL { Name = VFS; } }
 LOG { Default_Log_Level = EVENT; }
-`, nfsPort, mountPort, address, l.dir, dir)
+`, opts.NFSPort, opts.MountPort, opts.Address, !opts.NoACL, l.dir, opts.Dir)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	p, err := l.Start("ganesha.nfsd", "-F", "-L", "/dev/stdout", "-f", config, "-p", filepath.Join(l.dir, "ganesha.pid"))
+	// It does not start unless it can register with a port mapper, which is
+	// found by its socket in /run: both get a /run of their own.
+	p, err := l.Start("unshare", "--mount", "sh", "-c", `set -e
+mount -t tmpfs tmpfs /run
+rpcbind -f &
+for i in 1 2 3 4 5 6 7 8 9 10; do
+	[ ! -S /run/rpcbind.sock ] || break
+	sleep 0.2
+done
+exec ganesha.nfsd -F -L /dev/stdout -f "$1" -p /run/ganesha.pid`, "sh", config)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +122,7 @@ func (l *Lab) PXELinux(kernel, initrd, commandLine string) (string, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "pxelinux.cfg"), 0o755); err != nil {
 		return "", err
 	}
-	menu := strings.Join([]string{"SERIAL 0 115200", "DEFAULT sidus", "LABEL sidus", " KERNEL kernel", " INITRD initrd", " APPEND " + commandLine, " IPAPPEND 2", ""}, "\n")
+	menu := strings.Join([]string{"SERIAL 0 115200", "DEFAULT sidus", "LABEL sidus", " KERNEL kernel", " INITRD initrd", " APPEND " + commandLine, ""}, "\n")
 	if err := os.WriteFile(filepath.Join(dir, "pxelinux.cfg", "default"), []byte(menu), 0o644); err != nil {
 		return "", err
 	}
