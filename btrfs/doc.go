@@ -23,7 +23,9 @@
 // its own, would destroy the file system. The device of a file is looked for
 // and used again, under a lock on the file itself. It is marked to go away with
 // its last mount, so that nothing is left over however the mount ends. Close
-// leaves the store mounted, Detach takes it away.
+// leaves the store mounted, Detach takes it away. A mount namespace that was
+// made while the store was mounted has a mount of it too; where propagation is
+// private, that one holds the device until the namespace ends.
 //
 // # Mounts
 //

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -105,6 +106,9 @@ func (o Options) attach(ctx context.Context) (root string, err error) {
 	devices, err := o.loopsOf(ctx, o.File)
 	if err != nil {
 		return "", err
+	}
+	if len(devices) > 1 {
+		return "", fmt.Errorf("%s: %w: it has %d loop devices (%s), which would destroy it: unmount and detach all but one (losetup -d)", o.File, store.ErrInUse, len(devices), strings.Join(devices, ", "))
 	}
 	source, mounted, err := mountedFrom(root)
 	if err != nil {

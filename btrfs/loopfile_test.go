@@ -471,6 +471,20 @@ func TestLeftoverLoopDevice(t *testing.T) {
 	mustDetach(t, o) // also takes one that was never mounted
 }
 
+func TestTwoLoopDevices(t *testing.T) {
+	o, _ := initialised(t)
+	mustDetach(t, o)
+	for range 2 {
+		if _, err := o.attachLoop(t.Context(), o.File); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(t.Context(), o); !errors.Is(err, store.ErrInUse) || !strings.Contains(err.Error(), "losetup -d") {
+		t.Errorf("got %v", err)
+	}
+	mustDetach(t, o)
+}
+
 // TestNotRoot runs Open as nobody.
 func TestNotRoot(t *testing.T) {
 	if os.Getenv("SIDUS_TEST_NOBODY") != "" {
