@@ -78,6 +78,8 @@ func newWorld(mode Mode) *world {
 }
 
 func (w *world) Network(_ context.Context, at netip.Addr) (Network, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if !w.net.Subnet.Contains(at) {
 		return Network{}, fmt.Errorf("%s: %w", at, ErrNoNetwork)
 	}

@@ -89,13 +89,12 @@ func (w *wire) in(ns string, f func()) {
 	<-done
 }
 
-// prober tells the tests' fixed answers: goroutines of a server leave the
-// namespace, in which a WireProber would have to open its sockets.
-type prober map[netip.Addr]net.HardwareAddr
+// prober probes on the wire: goroutines of a server leave the namespace.
+type prober struct{ *wire }
 
-func (p prober) Probe(_ context.Context, _ netip.Prefix, a netip.Addr) (net.HardwareAddr, bool, error) {
-	owner, ok := p[a]
-	return owner, ok, nil
+func (p prober) Probe(ctx context.Context, subnet netip.Prefix, a netip.Addr) (owner net.HardwareAddr, used bool, err error) {
+	p.inServer(func() { owner, used, err = WireProber{Interface: serverIf}.Probe(ctx, subnet, a) })
+	return owner, used, err
 }
 
 // start starts a server; the returned function stops it.
@@ -103,7 +102,11 @@ func (w *wire) start(d Directory, leases LeaseStore) (s *Server, stop func() err
 	w.t.Helper()
 	log := logrus.New()
 	log.SetOutput(w.t.Output())
-	s = &Server{Interface: serverIf, Directory: d, Leases: leases, Prober: prober{}, Log: log, FindWait: time.Second}
+	s = &Server{Interface: serverIf, Directory: d, Leases: leases, Prober: prober{w}, Log: log, FindWait: time.Second}
+	s.find = func(ctx context.Context, ifname string, wait time.Duration) (found netip.Addr, err error) {
+		w.inServer(func() { found, err = FindServer(ctx, ifname, wait) })
+		return found, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
 	log.AddHook(readyHook{ready})
@@ -258,6 +261,33 @@ func TestFullRefusesBesideAnotherServer(t *testing.T) {
 	_, stop = w.start(newWorld(Proxy), nil)
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A network that is put into full mode under a running server gets addresses
+// once no other server was found.
+func TestFullWhileRunning(t *testing.T) {
+	for _, beside := range []bool{false, true} {
+		w := newWire(t)
+		d := newWorld(Proxy)
+		s, stop := w.start(d, &Memory{})
+		if beside {
+			w.dnsmasq()
+		}
+		d.mu.Lock()
+		d.net.Mode = Full
+		d.mu.Unlock()
+		// dnsmasq, in the client's own namespace, does not hear it.
+		got, err := w.udhcpc("-t", "6", "-T", "1")
+		if ours := got["serverid"] == "10.0.0.1"; ours == beside {
+			t.Errorf("another server: %v; got %v, %v", beside, got, err)
+		}
+		if st := s.Stats(); beside && st.Offers != 0 {
+			t.Errorf("beside another server: %+v", st)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -46,6 +46,8 @@ type Server struct {
 	Workers int
 
 	stats counters
+	// find is FindServer; tests put it on a thread of the right namespace.
+	find func(ctx context.Context, ifname string, wait time.Duration) (netip.Addr, error)
 }
 
 // Stats returns what was counted so far.
@@ -319,7 +321,11 @@ type guard struct {
 // look looks for another server.
 func (g *guard) look(ctx context.Context) error {
 	g.log.Info("dhcp: looking for another DHCP server before giving addresses")
-	other, err := FindServer(ctx, g.server.Interface, g.server.FindWait)
+	find := g.server.find
+	if find == nil {
+		find = FindServer
+	}
+	other, err := find(ctx, g.server.Interface, g.server.FindWait)
 	if err != nil {
 		return err
 	}

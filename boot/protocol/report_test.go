@@ -92,7 +92,7 @@ func TestClient(t *testing.T) {
 			t.Errorf("%d: %v", status, err)
 		}
 	}
-	answer = func(w http.ResponseWriter) { http.Error(w, "not now", 503) }
+	answer = func(w http.ResponseWriter) { http.Error(w, "not now", http.StatusServiceUnavailable) }
 	if _, err := client.Report(t.Context(), report); err == nil || !strings.Contains(err.Error(), "not now") {
 		t.Errorf("503: %v", err)
 	}

@@ -52,7 +52,7 @@ func parse(raw string) (request, error) {
 		switch part {
 		case "", ".":
 		case "..":
-			return request{}, fmt.Errorf("%w: the name has ..", errRefused)
+			return request{}, fmt.Errorf("%w: the name leads upwards", errRefused)
 		default:
 			parts = append(parts, part)
 		}

@@ -60,7 +60,8 @@ func (s *Server) ListenAndServe(ctx context.Context, address string) error {
 }
 
 // Serve answers what arrives on conn until ctx ends, and closes conn. It
-// returns nil then, after the transfers under way have been cut.
+// returns nil then, after the transfers under way have been cut: at once where
+// the client still answers, and after Timeout times Retries where it has gone.
 func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
