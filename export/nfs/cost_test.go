@@ -1,0 +1,206 @@
+package nfs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"sidus/image/index"
+)
+
+// TestNoAllocations makes many calls of each kind of metadata, and of small
+// reads, and counts what was allocated meanwhile, the test's own client
+// included.
+func TestNoAllocations(t *testing.T) {
+	root := makeTree(t)
+	s := serveTree(t, root)
+	c := dial(t, s)
+	top := c.root("/channel/default")
+	var stream []byte
+	add := func(m []byte) { stream = append(append(stream, words(uint32(lastFragment|len(m)))...), m...) }
+	three := c.lookup(top, "three")
+	link := c.lookup(top, "link")
+	for range 100 {
+		add(c.message(procGetattr, three))
+		add(c.message(procLookup, top, []byte("acl")))
+		add(c.message(procLookup, top, []byte("missing")))
+		add(c.message(procAccess, three, 63))
+		add(c.message(procReadlink, link))
+		add(c.message(procReaddirplus, top, uint64(0), uint64(0), 8192, 8192))
+		add(c.message(procReaddir, top, uint64(0), uint64(0), 8192))
+		add(c.message(procRead, three, uint64(0), 4096))
+	}
+	const calls = 800
+	in := make([]byte, 1<<20)
+	round := func() {
+		go func() { _, _ = c.conn.Write(stream) }()
+		rest := 0 // bytes of a reply that are still to come, or a part of a mark
+		for done := 0; done < calls; {
+			n, err := c.conn.Read(in[rest:])
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			b := in[:rest+n]
+			for len(b) >= 4 {
+				size := 4 + int(be.Uint32(b)&^lastFragment)
+				if len(b) < size {
+					break
+				}
+				b = b[size:]
+				done++
+			}
+			rest = copy(in, b)
+		}
+	}
+	round()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const rounds = 100
+	for range rounds {
+		round()
+	}
+	runtime.ReadMemStats(&after)
+	perMillion := float64(after.Mallocs-before.Mallocs) / (calls * rounds) * 1e6
+	t.Logf("%.0f allocations per million calls, those of the client included (a goroutine for each %d calls)", perMillion, calls)
+	if perMillion > 1e6/calls*4 {
+		t.Errorf("%.0f allocations per million calls", perMillion)
+	}
+}
+
+// TestNoSystemCalls watches a server with strace while it answers metadata
+// calls: only those of the sockets and the scheduler are made.
+func TestNoSystemCalls(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip("SKIPPED: strace is not installed")
+	}
+	root, dir := makeTree(t), t.TempDir()
+	if _, err := index.Build(context.Background(), root, filepath.Join(dir, string(testID)), index.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	summary := filepath.Join(t.TempDir(), "strace")
+	cmd := exec.Command("strace", "-f", "-c", "-o", summary, os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var line [100]byte
+	n, err := out.Read(line[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &testServer{addr: strings.TrimSpace(string(line[:n]))}
+	c := dial(t, s)
+	top := c.root("/channel/default")
+	const rounds = 20000
+	var stream []byte
+	for range 16 {
+		m := c.message(procLookup, top, []byte("three"))
+		stream = append(append(stream, words(uint32(lastFragment|len(m)))...), m...)
+	}
+	for range rounds / 16 {
+		if _, err := c.conn.Write(stream); err != nil {
+			t.Fatal(err)
+		}
+		for range 16 {
+			c.receive()
+		}
+	}
+	_ = c.conn.Close()
+	// The child of strace is the server: it ends when told to.
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "kill", strings.Fields(string(children))[0])
+	_ = cmd.Wait()
+	text, err := os.ReadFile(summary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := " read sendto epoll_pwait futex nanosleep sched_yield "
+	for _, line := range strings.Split(string(text), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 5 || f[0] == "%" || strings.HasPrefix(f[0], "-") || f[len(f)-1] == "total" {
+			continue
+		}
+		var count int
+		_, _ = fmt.Sscan(f[3], &count)
+		if name := f[len(f)-1]; count > rounds/50 && !strings.Contains(allowed, " "+name+" ") {
+			t.Errorf("%d calls of %s for %d calls of LOOKUP", count, name, rounds)
+		}
+	}
+}
+
+// TestIdleConnections measures what a connection takes that has been used and
+// then waits: heap, stack and all.
+func TestIdleConnections(t *testing.T) {
+	root := makeTree(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+t.TempDir())
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	var line [100]byte
+	n, err := out.Read(line[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &testServer{addr: strings.TrimSpace(string(line[:n]))}
+	use := func(count int) {
+		for range count {
+			c := dial(t, s)
+			top := c.root("/channel/default")
+			for range 3 {
+				c.call(procReaddirplus, top, uint64(0), uint64(0), 65536, 65536)
+			}
+			c.readAll(c.lookup(top, "odd"), 0, 65536)
+		}
+	}
+	use(100)
+	before := anonymous(t, cmd.Process.Pid)
+	const more = 800
+	use(more)
+	after := anonymous(t, cmd.Process.Pid)
+	each := (after - before) / more
+	t.Logf("%d bytes a connection; %d KiB in all with %d connections", each, after>>10, more+100)
+	if each > 16<<10 {
+		t.Errorf("%d bytes a connection", each)
+	}
+}
+
+// anonymous returns the anonymous memory of a process, in bytes.
+func anonymous(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kib int
+	_, after, _ := strings.Cut(string(text), "RssAnon:")
+	if _, err := fmt.Sscan(after, &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
