@@ -64,6 +64,17 @@ func (w *wire) run(name string, args ...string) string {
 	return string(out)
 }
 
+// need skips a test without a program, or fails it under CI.
+func (w *wire) need(program string) {
+	w.t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		if os.Getenv("CI") == "true" {
+			w.t.Fatal(err)
+		}
+		w.t.Skipf("SKIPPED: %v", err)
+	}
+}
+
 func (w *wire) inServer(f func()) { w.in(w.server, f) }
 
 // in calls f on a thread that is in a namespace. The sockets that f opens stay
@@ -134,9 +145,7 @@ func (h readyHook) Fire(e *logrus.Entry) error {
 // udhcpc asks for an address as busybox does, and returns what it got.
 func (w *wire) udhcpc(args ...string) (map[string]string, error) {
 	w.t.Helper()
-	if _, err := exec.LookPath("busybox"); err != nil {
-		w.t.Skipf("SKIPPED: %v", err)
-	}
+	w.need("busybox")
 	script, got := filepath.Join(w.dir, "script"), filepath.Join(w.dir, "got")
 	_ = os.Remove(got)
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ \"$1\" = bound ] && env > "+got+"\nexit 0\n"), 0o755); err != nil {
@@ -218,9 +227,7 @@ func TestProxyGivesNoAddress(t *testing.T) {
 // dnsmasq starts another DHCP server at the client's end of the cable.
 func (w *wire) dnsmasq() {
 	w.t.Helper()
-	if _, err := exec.LookPath("dnsmasq"); err != nil {
-		w.t.Skipf("SKIPPED: %v", err)
-	}
+	w.need("dnsmasq")
 	w.run("ip", "-n", w.client, "address", "add", "10.0.0.9/24", "dev", clientIf)
 	c := exec.Command("ip", "netns", "exec", w.client, "dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--no-ping",
 		"--interface="+clientIf, "--bind-dynamic", "--log-facility=-", "--user=root", "--dhcp-leasefile="+filepath.Join(w.dir, "leases"), "--dhcp-range=10.0.0.20,10.0.0.30,1h")

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -49,12 +50,28 @@ type machine struct {
 }
 
 func (m *machine) Boot(_ context.Context, mac net.HardwareAddr, _ netip.Addr, l pxe.Loader) (pxe.Config, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.boot != nil {
 		return pxe.Config{}, m.boot
 	}
 	c := pxe.Config{MAC: mac, Session: session, Snapshot: snapshot, CommandLine: "quiet"}
 	c.SetFiles("http://10.0.0.1:8080")
 	return c, nil
+}
+
+// set changes what m answers.
+func (m *machine) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+// seen returns the steps so far.
+func (m *machine) seen() []pxe.Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.steps)
 }
 
 func (m *machine) Step(_ context.Context, p pxe.Progress) {
@@ -64,6 +81,8 @@ func (m *machine) Step(_ context.Context, p pxe.Progress) {
 }
 
 func (m *machine) OpenBootFile(_ context.Context, s store.SnapshotID, f protocol.BootFile) (io.ReadSeekCloser, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.open != nil {
 		return nil, m.open
 	}
@@ -74,6 +93,8 @@ func (m *machine) OpenBootFile(_ context.Context, s store.SnapshotID, f protocol
 }
 
 func (m *machine) Report(_ context.Context, s protocol.SessionID, _ netip.Addr, r protocol.Report) (protocol.Reply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.refuse != nil {
 		return protocol.Reply{}, m.refuse
 	}
@@ -97,7 +118,7 @@ func serve(t *testing.T) (base string, m *machine) {
 	s := &Server{
 		Boot: m, Files: m, Reports: m, Steps: m, Log: log,
 		Loaders: fstest.MapFS{"snponly.efi": {Data: []byte("MZ")}},
-		Healthy: func(context.Context) error { return m.health },
+		Healthy: func(context.Context) error { m.mu.Lock(); defer m.mu.Unlock(); return m.health },
 		Metrics: func(w io.Writer) error { _, err := io.WriteString(w, "sidus_up 1\n"); return err },
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -114,6 +135,13 @@ func serve(t *testing.T) (base string, m *machine) {
 		}
 	})
 	return "http://" + l.Addr().String(), m
+}
+
+// heard returns the reports so far.
+func (m *machine) heard() []protocol.Report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.reports)
 }
 
 // curl runs curl and returns the status, the header and the body.
@@ -146,14 +174,14 @@ func TestBootFile(t *testing.T) {
 	if status != "200" || body != string(want) || !strings.Contains(header, `Etag: "`+snapshot+`"`) {
 		t.Errorf("GET: %s, %d bytes, %s", status, len(body), header)
 	}
-	if len(m.steps) != 1 || m.steps[0].Step != protocol.StepKernel || m.steps[0].Session != session || m.steps[0].Snapshot != snapshot {
-		t.Errorf("steps: %+v", m.steps)
+	if len(m.seen()) != 1 || m.seen()[0].Step != protocol.StepKernel || m.seen()[0].Session != session || m.seen()[0].Snapshot != snapshot {
+		t.Errorf("steps: %+v", m.seen())
 	}
 	if status, header, _ = curl(t, "-I", url); status != "200" || !strings.Contains(header, fmt.Sprintf("Content-Length: %d", len(want))) || !strings.Contains(header, "Accept-Ranges: bytes") {
 		t.Errorf("HEAD: %s, %s", status, header)
 	}
-	if len(m.steps) != 1 {
-		t.Errorf("HEAD counted as a step: %+v", m.steps)
+	if len(m.seen()) != 1 {
+		t.Errorf("HEAD counted as a step: %+v", m.seen())
 	}
 	if status, header, body = curl(t, "-r", "100-199", url); status != "206" || body != string(want[100:200]) || !strings.Contains(header, fmt.Sprintf("bytes 100-199/%d", len(want))) {
 		t.Errorf("range: %s, %d bytes, %s", status, len(body), header)
@@ -172,7 +200,7 @@ func TestBootFile(t *testing.T) {
 			t.Errorf("%s: %s, %.80q", path, status, body)
 		}
 	}
-	m.open = errors.New("pool of /secret/path is suspended")
+	m.set(func() { m.open = errors.New("pool of /secret/path is suspended") })
 	if status, header, body = curl(t, url); status != "503" || strings.Contains(body, "secret") || !strings.Contains(header, "Retry-After") {
 		t.Errorf("unavailable: %s, %s", status, body)
 	}
@@ -187,8 +215,8 @@ func TestScript(t *testing.T) {
 	if status != "200" || !strings.HasPrefix(body, "#!ipxe\n") || !strings.Contains(body, "/kernel?session="+session) || !strings.Contains(header, "no-store") {
 		t.Errorf("%s %s", status, body)
 	}
-	if len(m.steps) != 1 || m.steps[0].Step != protocol.StepConfig || m.steps[0].Session != session || m.steps[0].MAC.String() != "52:54:00:00:00:01" {
-		t.Errorf("steps: %+v", m.steps)
+	if len(m.seen()) != 1 || m.seen()[0].Step != protocol.StepConfig || m.seen()[0].Session != session || m.seen()[0].MAC.String() != "52:54:00:00:00:01" {
+		t.Errorf("steps: %+v", m.seen())
 	}
 	if status, _, body = curl(t, base+"/v1/ipxe/52:54:00:00:00:01"); status != "200" {
 		t.Errorf("with colons: %s %s", status, body)
@@ -196,16 +224,16 @@ func TestScript(t *testing.T) {
 	if _, _, body = curl(t, base+"/v1/ipxe", "-H", "Host: evil.example"); !strings.Contains(body, "chain --replace "+base+"/v1/ipxe/${netX/mac:hexhyp}") {
 		t.Errorf("who: %s", body)
 	}
-	m.boot = &pxe.Nothing{Reason: "no channel"}
+	m.set(func() { m.boot = &pxe.Nothing{Reason: "no channel"} })
 	if status, _, body = curl(t, base+script); status != "200" || !strings.Contains(body, "no channel") || !strings.Contains(body, "\nexit\n") {
 		t.Errorf("nothing: %s %s", status, body)
 	}
-	m.boot = errors.New("catalog of /secret/path is locked")
+	m.set(func() { m.boot = errors.New("catalog of /secret/path is locked") })
 	if status, _, body = curl(t, base+script); status != "200" || strings.Contains(body, "secret") || !strings.Contains(body, "chain --replace "+base+script) {
 		t.Errorf("failure: %s %s", status, body)
 	}
-	if len(m.steps) != 2 {
-		t.Errorf("steps: %+v", m.steps)
+	if len(m.seen()) != 2 {
+		t.Errorf("steps: %+v", m.seen())
 	}
 }
 
@@ -216,8 +244,8 @@ func TestReport(t *testing.T) {
 		return status, answer
 	}
 	good := `{"protocol":1,"event":"up","failed_units":["x.service"],"uptime_seconds":12.3,"kernel":"6.1.0","address":"10.0.0.7"}`
-	if status, answer := post(report, good); status != "200" || strings.TrimSpace(answer) != `{"protocol":1,"heartbeat_seconds":3600}` || len(m.reports) != 1 || m.reports[0].FailedUnits[0] != "x.service" {
-		t.Errorf("%s %s %+v", status, answer, m.reports)
+	if status, answer := post(report, good); status != "200" || strings.TrimSpace(answer) != `{"protocol":1,"heartbeat_seconds":3600}` || len(m.heard()) != 1 || m.heard()[0].FailedUnits[0] != "x.service" {
+		t.Errorf("%s %s %+v", status, answer, m.heard())
 	}
 	for body, want := range map[string]string{
 		"":                             "400",
@@ -236,11 +264,11 @@ func TestReport(t *testing.T) {
 	if status, _ := post("/v1/sessions/x/report", good); status != "404" {
 		t.Errorf("no session: %s", status)
 	}
-	m.refuse = errors.New("disk of /secret/path is full")
+	m.set(func() { m.refuse = errors.New("disk of /secret/path is full") })
 	if status, answer := post(report, good); status != "503" || strings.Contains(answer, "secret") {
 		t.Errorf("failure: %s %s", status, answer)
 	}
-	m.refuse = nil
+	m.set(func() { m.refuse = nil })
 	reply, err := protocol.Client{Base: base, Session: session}.Report(t.Context(), protocol.Report{Event: protocol.EventHeartbeat})
 	if err != nil || reply.HeartbeatSeconds != 3600 {
 		t.Errorf("the agent's client: %+v, %v", reply, err)
@@ -264,7 +292,7 @@ func TestHealthMetricsLoader(t *testing.T) {
 	if status, _, body := curl(t, base+"/healthz"); status != "200" || body != "ok\n" {
 		t.Errorf("%s %s", status, body)
 	}
-	m.health = errors.New("catalog is locked")
+	m.set(func() { m.health = errors.New("catalog is locked") })
 	if status, _, body := curl(t, base+"/healthz"); status != "503" || !strings.Contains(body, "locked") {
 		t.Errorf("%s %s", status, body)
 	}

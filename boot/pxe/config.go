@@ -120,7 +120,12 @@ type Progress struct {
 	Client   netip.Addr
 }
 
-// Stepper is told how far boots have got. It must not keep the caller waiting.
+// Stepper is told how far boots have got: the DHCP server tells of StepDHCP,
+// the TFTP and HTTP servers of StepConfig (after the configuration was
+// rendered), StepKernel and StepInitrd. A step may be told more than once, for
+// firmware asks again for what it has not heard. By TFTP a kernel is asked for
+// without a session: then the snapshot and the client's address say whose it
+// is. It must not keep the caller waiting.
 type Stepper interface {
 	Step(ctx context.Context, p Progress)
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -64,6 +65,27 @@ func (m *machine) Boot(_ context.Context, mac net.HardwareAddr, client netip.Add
 	return c, nil
 }
 
+// set changes what m answers.
+func (m *machine) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+// asked returns the loader that asked last.
+func (m *machine) asked() pxe.Loader {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.loader
+}
+
+// seen returns the steps so far.
+func (m *machine) seen() []pxe.Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.steps)
+}
+
 func (m *machine) Step(_ context.Context, p pxe.Progress) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,7 +111,9 @@ func (m *machine) OpenBootFile(_ context.Context, s store.SnapshotID, f protocol
 	if m.gate != nil {
 		<-m.gate
 	}
+	m.mu.Lock()
 	data, ok := m.files[f]
+	m.mu.Unlock()
 	switch {
 	case !ok || s != snapshot:
 		return nil, fs.ErrNotExist
@@ -238,20 +262,20 @@ func TestLoaderDecidesTransport(t *testing.T) {
 		t.Errorf("unknown loader: %s", got)
 	}
 	text("lpxelinux.0")
-	if got := text(config); !strings.Contains(got, "LINUX http://") || m.loader != pxe.LPXELINUX {
+	if got := text(config); !strings.Contains(got, "LINUX http://") || m.asked() != pxe.LPXELINUX {
 		t.Errorf("lpxelinux: %s", got)
 	}
 	text("pxelinux.0")
-	if got := text(config); !strings.Contains(got, "LINUX boot/") || m.loader != pxe.PXELINUX {
+	if got := text(config); !strings.Contains(got, "LINUX boot/") || m.asked() != pxe.PXELINUX {
 		t.Errorf("pxelinux: %s", got)
 	}
-	if got := text("grub/grub.cfg-01-52-54-00-00-00-01"); !strings.Contains(got, "linux (tftp)/boot/") || m.loader != pxe.GRUB {
+	if got := text("grub/grub.cfg-01-52-54-00-00-00-01"); !strings.Contains(got, "linux (tftp)/boot/") || m.asked() != pxe.GRUB {
 		t.Errorf("grub: %s", got)
 	}
 	text("boot/" + snapshot + "/initrd")
-	last := m.steps[len(m.steps)-1]
-	if m.steps[0].Step != protocol.StepConfig || m.steps[0].Session != snapshot || last.Step != protocol.StepInitrd || last.Client != netip.MustParseAddr("127.0.0.1") {
-		t.Errorf("steps: %+v", m.steps)
+	last := m.seen()[len(m.seen())-1]
+	if m.seen()[0].Step != protocol.StepConfig || m.seen()[0].Session != snapshot || last.Step != protocol.StepInitrd || last.Client != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("steps: %+v", m.seen())
 	}
 }
 
@@ -273,16 +297,16 @@ func fetch(port int, name string) ([]byte, error) {
 func TestNothingToBoot(t *testing.T) {
 	m := newMachine()
 	port := serve(t, m, nil)
-	m.boot = &pxe.Nothing{Reason: "no channel"}
+	m.set(func() { m.boot = &pxe.Nothing{Reason: "no channel"} })
 	if got, err := fetch(port, config); err != nil || !bytes.Contains(got, []byte("no channel")) || !bytes.Contains(got, []byte("LOCALBOOT")) {
 		t.Errorf("got %s, %v", got, err)
 	}
-	m.boot = errors.New("catalog of /secret/path is locked")
+	m.set(func() { m.boot = errors.New("catalog of /secret/path is locked") })
 	if got, err := fetch(port, config); err != nil || !bytes.Contains(got, []byte("CONFIG "+config)) || bytes.Contains(got, []byte("secret")) {
 		t.Errorf("got %s, %v", got, err)
 	}
-	if len(m.steps) != 0 {
-		t.Errorf("steps: %+v", m.steps)
+	if len(m.seen()) != 0 {
+		t.Errorf("steps: %+v", m.seen())
 	}
 }
 
