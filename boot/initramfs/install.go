@@ -50,6 +50,13 @@ const (
 	unitsDir = "usr/lib/systemd/system"
 )
 
+// wantedBy names, for each unit, those that start it.
+var wantedBy = map[string][]string{
+	"sidus-lease.service":    {"sysinit.target"},
+	"sidus-agent.service":    {"multi-user.target"},
+	"sidus-ssh-keys.service": {"ssh.service", "sshd.service", "ssh.socket"},
+}
+
 // Install writes the hook, the boot script, the agent and its units into the
 // tree at root, which may be "/" inside a chroot. Nothing outside of root is
 // written, whatever links are in the tree. What an earlier version wrote is
@@ -99,14 +106,10 @@ func install(root string, opts Options) error {
 	w.copy("script", toolsDir+"/scripts/sidus", 0o644)
 	w.write(toolsDir+"/conf.d/sidus", bytes.ReplaceAll(w.read("initramfs.conf"), []byte("@MODULES@"), []byte(modules)), 0o644)
 	w.write(AgentPath[1:], agent, 0o755)
-	for unit, wantedBy := range map[string][]string{
-		"sidus-lease.service":    {"sysinit.target"},
-		"sidus-agent.service":    {"multi-user.target"},
-		"sidus-ssh-keys.service": {"ssh.service", "sshd.service", "ssh.socket"},
-	} {
+	for unit, by := range wantedBy {
 		w.copy("units/"+unit, unitsDir+"/"+unit, 0o644)
-		for _, by := range wantedBy {
-			w.link("../"+unit, unitsDir+"/"+by+".wants/"+unit)
+		for _, other := range by {
+			w.link("../"+unit, unitsDir+"/"+other+".wants/"+unit)
 		}
 	}
 	for _, layer := range []string{"ro", "rw"} {
