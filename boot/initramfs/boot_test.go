@@ -143,7 +143,7 @@ func TestBoot(t *testing.T) {
 	case <-ctx.Done():
 		t.Fatal(ctx.Err())
 	}
-	nfs = s.nfs(t, ctx)
+	s.nfs(t, ctx)
 
 	report, err := s.reports.Wait(ctx, func(r lab.Report) bool { return strings.Contains(string(r.Body), `"up"`) })
 	if err != nil {
@@ -188,7 +188,7 @@ func TestBoot(t *testing.T) {
 		t.Errorf("a reboot takes %v until the reset; the console:\n%s", took, m.Console.String()[said:from])
 	}
 	start = time.Now()
-	if _, from, err = m.Console.WaitFor(ctx, from, regexp.MustCompile(`root@node7`)); err != nil {
+	if _, _, err = m.Console.WaitFor(ctx, from, regexp.MustCompile(`root@node7`)); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("the second boot took %.1f s to the shell", time.Since(start).Seconds())

@@ -38,7 +38,6 @@ type Lab struct {
 	ownDir bool
 	log    logrus.FieldLogger
 	thread *thread
-	guard  io.Closer // closing it makes the guard delete what is left
 
 	mu       sync.Mutex
 	closed   bool

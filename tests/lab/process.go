@@ -80,7 +80,11 @@ func (l *Lab) start(cmd *exec.Cmd, name, file string) (*Process, error) {
 		transcript.end()
 		close(p.done)
 	}()
-	return p, l.own(p)
+	if err := l.own(p); err != nil {
+		_ = p.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // Run runs a program in the namespace until its end and returns what it said.
