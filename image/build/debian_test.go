@@ -201,7 +201,7 @@ func TestBuildToBeKilled(t *testing.T) {
 	}
 	head := newFolderHead(t)
 	head.dir = dir
-	builder := New(Options{Progress: progressFunc(func(e Event) { _, _ = os.Stdout.WriteString(e.Text + "\n") })})
+	builder := New(Options{CacheDir: filepath.Join(dir, "cache"), Progress: progressFunc(func(e Event) { _, _ = os.Stdout.WriteString(e.Text + "\n") })})
 	_, err := builder.Build(context.Background(), head, Request{Recipe: mustLoad(t, writeRecipe(t, "phases:\n  - base: {suite: bookworm}\n"), nil)})
 	t.Fatal("not killed:", err)
 }
