@@ -1,0 +1,66 @@
+package labdisk
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestSuites runs the suites of the backends that need what the host may lack.
+// Some of their cases are shorter in the machine, where a program takes ten
+// times as long; with SIDUS_TEST_LONG in the environment they run in full.
+func TestSuites(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: the tests of zfs and lvm were NOT run: -short")
+	}
+	var args []string
+	if os.Getenv("SIDUS_TEST_LONG") == "" {
+		args = []string{"-test.short"}
+	}
+	Run(t,
+		Suite{Package: "sidus/image/store/mountpoint"},
+		Suite{Package: "sidus/zfs", Args: args},
+		Suite{Package: "sidus/lvm", Args: args},
+	)
+}
+
+// TestReader reads what a machine says in pieces of every size.
+func TestReader(t *testing.T) {
+	const said = "boot words\nsidus-lab: begin 0\r\n=== RUN   TestA\r\n    a_test.go:1: word\r\n--- FAIL: TestA (0.10s)\r\n" +
+		"    --- PASS: TestA/one (0.00s)\r\nPASS\r\nsidus-lab: end 0 1\r\nsidus-lab: begin 1\r\n--- SKIP: TestB (0.00s)\r\nsidus-lab: end 1 0\r\nsidus-lab: begin 2\r\npanic: oh\r\n"
+	for size := 1; size < len(said); size++ {
+		var r reader
+		for at := 0; at < len(said); at += size {
+			if _, err := fmt.Fprint(&r, said[at:min(at+size, len(said))]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(r.suites) != 3 || len(r.suites[0]) != 2 || len(r.codes) != 2 || r.codes[0] != "1" || r.codes[1] != "0" || r.status != "" {
+			t.Fatalf("%+v", r)
+		}
+		first := r.suites[0][0]
+		if first.name != "TestA" || first.verdict != "FAIL" || !strings.Contains(first.text, "word") {
+			t.Fatalf("%+v", first)
+		}
+		if !strings.Contains(r.pending, "panic: oh") {
+			t.Fatalf("the last words are %q", r.pending)
+		}
+	}
+}
+
+// TestKey: the key depends on nothing but the inputs.
+func TestKey(t *testing.T) {
+	one, err := key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, _ := key()
+	if one != two || len(one) != 16 {
+		t.Errorf("%q, %q", one, two)
+	}
+	names, err := packages()
+	if err != nil || !strings.Contains(names, "zfs-dkms,") || strings.ContainsAny(names, " #\n") {
+		t.Errorf("%q, %v", names, err)
+	}
+}

@@ -1,0 +1,171 @@
+package labdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// A Suite is the tests of one package, to be run in the machine.
+type Suite struct {
+	// Package is the import path.
+	Package string
+	// Args are added to the test program's arguments: "-test.short", …
+	Args []string
+	// Env is added to its environment: "NAME=value".
+	Env []string
+	// Timeout is how long it may run; 0 means 30 minutes.
+	Timeout time.Duration
+}
+
+const defaultTimeout = 30 * time.Minute
+
+func (s Suite) timeout() time.Duration {
+	if s.Timeout == 0 {
+		return defaultTimeout
+	}
+	return s.Timeout
+}
+
+// bootTime is what a machine may take beside its suites.
+const bootTime = 5 * time.Minute
+
+// Run runs suites in one machine, one after another, and reports each of
+// their tests as a subtest. In the machine the environment has SIDUS_LAB=1,
+// and CI as it is here. Where the machine cannot be made, the test fails if CI
+// is "true"; else it is skipped, with a word on what was not tested.
+func Run(t *testing.T, suites ...Suite) {
+	t.Helper()
+	disk, err := Ensure(t.Context(), progress{t}, logrus.StandardLogger())
+	if err == nil {
+		_, err = exec.LookPath("qemu-system-x86_64")
+		if err != nil {
+			err = fmt.Errorf("%w: %w", ErrCannotBuild, err)
+		}
+	}
+	if errors.Is(err, ErrCannotBuild) && os.Getenv("CI") != "true" {
+		var names []string
+		for _, s := range suites {
+			names = append(names, s.Package)
+		}
+		t.Skipf("SKIPPED: the tests of %s were NOT run: %v", strings.Join(names, ", "), err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	work := t.TempDir()
+	data, err := pack(t.Context(), work, suites)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := bootTime
+	for _, s := range suites {
+		limit += s.timeout()
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the machine was still running after %v", limit))
+	defer cancel()
+	var r reader
+	err = boot(ctx, disk, data, work, &r)
+	r.report(t, suites)
+	if err == nil && r.status != "0" {
+		err = fmt.Errorf("exit status %q", r.status)
+	}
+	if err != nil {
+		console, _ := os.ReadFile(filepath.Join(work, "console"))
+		t.Errorf("the machine: %v; its last words:\n%s\nits console:\n%s", err, last(r.pending, 4000), last(string(console), 4000))
+	}
+}
+
+// progress shows what makes the disk.
+type progress struct{ t *testing.T }
+
+func (p progress) Write(text []byte) (int, error) {
+	if testing.Verbose() {
+		return os.Stderr.Write(text)
+	}
+	return len(text), nil
+}
+
+// pack compiles the suites and puts them on a disk.
+func pack(ctx context.Context, work string, suites []Suite) (image string, err error) {
+	folder := filepath.Join(work, "data")
+	script := "#!/bin/sh\nexport SIDUS_LAB=1 CI='" + quote(os.Getenv("CI")) + "' TMPDIR=/var/tmp\nall=0\n"
+	for n, s := range suites {
+		dir := filepath.Join(folder, fmt.Sprint(n))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", err
+		}
+		if err := compile(ctx, s.Package, filepath.Join(dir, "test")); err != nil {
+			return "", err
+		}
+		script += fmt.Sprintf("cd /lab/%d\necho '%s%d'\n", n, beginMark, n)
+		script += "env"
+		for _, e := range s.Env {
+			script += " '" + quote(e) + "'"
+		}
+		seconds := int(s.timeout().Seconds())
+		script += fmt.Sprintf(" timeout -k 10 %d ./test -test.v -test.timeout=%ds", seconds+30, seconds)
+		for _, a := range s.Args {
+			script += " '" + quote(a) + "'"
+		}
+		script += fmt.Sprintf("\nstatus=$?\necho \"%s%d $status\"\n[ $status = 0 ] || all=1\n", endMark, n)
+	}
+	script += "exit $all\n"
+	if err := os.WriteFile(filepath.Join(folder, "run"), []byte(script), 0o755); err != nil {
+		return "", err
+	}
+	return Pack(ctx, folder, filepath.Join(work, "data.img"))
+}
+
+func quote(s string) string { return strings.ReplaceAll(s, "'", `'\''`) }
+
+// compile makes a test program that needs nothing of the machine it runs on,
+// with its package's test data beside it.
+func compile(ctx context.Context, pkg, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", to, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go test -c %s: %w: %s", pkg, err, out)
+	}
+	out, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", pkg).Output()
+	if err != nil {
+		return fmt.Errorf("go list %s: %w", pkg, err)
+	}
+	from := filepath.Join(strings.TrimSpace(string(out)), "testdata")
+	if _, err := os.Stat(from); err != nil {
+		return nil
+	}
+	return os.CopyFS(filepath.Join(filepath.Dir(to), "testdata"), os.DirFS(from))
+}
+
+// Pack puts a folder on a disk that a machine can mount. If it has an
+// executable file "run", a machine with RunCommandLine runs that and powers off.
+func Pack(ctx context.Context, folder, image string) (string, error) {
+	var size int64
+	err := filepath.Walk(folder, func(_ string, info os.FileInfo, err error) error {
+		if err == nil {
+			size += info.Size() + 4096
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	mib := size>>20 + size>>24 + 64
+	return image, program(ctx, io.Discard, "mke2fs", "-q", "-F", "-t", "ext4", "-d", folder, image, fmt.Sprintf("%dM", mib))
+}
+
+func last(s string, n int) string {
+	if len(s) > n {
+		return s[len(s)-n:]
+	}
+	return s
+}

@@ -1,0 +1,139 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	gozfs "github.com/mistifyio/go-zfs/v3"
+
+	"sidus/image/store"
+	"sidus/image/tool"
+)
+
+// within calls do and waits for it, but not longer than the time limit and not
+// longer than ctx. What hangs in the kernel cannot be killed: it is left
+// behind, and the caller goes on.
+func (o Options) within(ctx context.Context, what string, do func(ctx context.Context) error) error {
+	limit := fmt.Errorf("%s: %w: nothing heard in %v: is the pool suspended? (zpool status -x; zpool clear when its disks are back): %w", what, ErrTimeout, o.Timeout, store.ErrUnavailable)
+	limited, cancel := context.WithTimeoutCause(ctx, o.Timeout, limit)
+	done := make(chan error, 1)
+	go func() {
+		defer cancel()
+		done <- do(limited)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-limited.Done():
+	}
+	// A program that can be killed has a moment to end.
+	grace := time.NewTimer(time.Second)
+	defer grace.Stop()
+	select {
+	case err := <-done:
+		if err != nil && limited.Err() != nil {
+			return context.Cause(limited)
+		}
+		return err
+	case <-grace.C:
+		return context.Cause(limited)
+	}
+}
+
+// run runs zfs or zpool.
+func (o Options) run(ctx context.Context, name string, args ...string) error {
+	_, err := o.output(ctx, name, args...)
+	return err
+}
+
+// output is run that returns what the program says.
+func (o Options) output(ctx context.Context, name string, args ...string) ([]byte, error) {
+	var out []byte
+	err := o.within(ctx, tool.CommandLine(append([]string{name}, args[:min(1, len(args))]...)), func(ctx context.Context) error {
+		text, err := tool.Output(ctx, tool.Options{Log: o.Log}, name, args...)
+		if err == nil {
+			out = text
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// library calls something of package go-zfs, which knows no context.
+func (o Options) library(ctx context.Context, what string, do func() error) error {
+	if _, err := tool.Look("zfs"); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	err := o.within(ctx, what, func(context.Context) error { return do() })
+	o.Log.WithField("duration", time.Since(begin).Round(time.Microsecond)).WithField("command", what).Debug("ran a program")
+	return err
+}
+
+// destroy is "zfs destroy"; a snapshot that has clones is only marked.
+func (o Options) destroy(ctx context.Context, d dataset) error {
+	flags := gozfs.DestroyDefault
+	if d.fileSystem() != d {
+		flags = gozfs.DestroyDeferDeletion
+	}
+	return o.library(ctx, "zfs destroy "+string(d), func() error {
+		return (&gozfs.Dataset{Name: string(d)}).Destroy(flags)
+	})
+}
+
+// rollback takes a file system back to its last snapshot.
+func (o Options) rollback(ctx context.Context, last dataset) error {
+	return o.library(ctx, "zfs rollback "+string(last), func() error {
+		return (&gozfs.Dataset{Name: string(last), Type: gozfs.DatasetSnapshot}).Rollback(false)
+	})
+}
+
+// set is "zfs set".
+func (o Options) set(ctx context.Context, d dataset, property, value string) error {
+	return o.library(ctx, "zfs set "+property+" "+string(d), func() error {
+		return (&gozfs.Dataset{Name: string(d)}).SetProperty(property, value)
+	})
+}
+
+// pool asks for the state of the pool that a dataset is in.
+func (o Options) pool(ctx context.Context, name string) (pool *gozfs.Zpool, err error) {
+	found := make(chan *gozfs.Zpool, 1)
+	err = o.library(ctx, "zpool get "+name, func() error {
+		p, err := gozfs.GetZpool(name)
+		found <- p
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-found, nil
+}
+
+// properties asks for properties of one dataset.
+func (o Options) properties(ctx context.Context, d dataset, names string) (map[string]property, error) {
+	out, err := o.output(ctx, "zfs", "get", "-Hp", "-o", "property,value,source", names, string(d))
+	if err != nil {
+		return nil, err
+	}
+	return parseProperties(out)
+}
+
+// names lists file systems and snapshots beneath a dataset, and nothing else
+// of them, which is many times as fast as with properties.
+func (o Options) names(ctx context.Context, d dataset, depth string, types string) ([]string, error) {
+	out, err := o.output(ctx, "zfs", "list", "-H", "-r", "-d", depth, "-t", types, "-o", "name", "-s", "name", string(d))
+	if err != nil {
+		return nil, err
+	}
+	return parseNames(out), nil
+}
+
+var errNoSuchProperty = errors.New("zfs did not say")

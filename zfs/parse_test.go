@@ -1,0 +1,109 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"sidus/image/store"
+	"sidus/image/tool"
+)
+
+func TestValidateDataset(t *testing.T) {
+	for name, good := range map[string]bool{
+		"tank": true, "tank/sidus": true, "tank/a/b.c_d-e:f": true, "T1/0": true,
+		"": false, "/": false, "tank/": false, "/tank": false, "tank//x": false, "tank/..": false, "tank/.": false,
+		"1tank": false, "tank@snap": false, "tank/a#b": false, "tank/a b": false, "-x": false, "tank/-x": false,
+		"tank/%": false, "tank/\n": false, "tank/é": false, "tank/" + strings.Repeat("a", 200): false,
+	} {
+		err := ValidateDataset(name)
+		if good != (err == nil) || err != nil && !errors.Is(err, store.ErrBadName) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestParseList(t *testing.T) {
+	v, s, foreign := strings.Repeat("a", 32), strings.Repeat("b", 32), strings.Repeat("c", 32)
+	text := strings.Join([]string{
+		"tank/x\t100\t-\t-\t-\t-",
+		"tank/x@" + s + "\t100\toff\t-\t-\t" + s, // of the parent
+		"tank/x/kept\t101\t-\t-\t-\t-",
+		"tank/x/" + v + "\t102\t-\t" + v + "\t-\t-",
+		"tank/x/" + v + "@" + s + "\t103\toff\t" + v + "\t-\t" + s,
+		"tank/x/" + v + "@" + foreign + "\t103\toff\t" + v + "\t-\t-", // has no property
+		"tank/x/" + v + "@daily\t104\toff\t" + v + "\t-\t-",
+		"tank/x/" + v + "@" + foreign[:31] + "d\t104\ton\t" + v + "\t-\t" + foreign[:31] + "d", // waits for its clones
+		"tank/x/" + foreign + "\t105\t-\t-\t-\t-",
+		"tank/x/" + foreign[:31] + "e\t106\t-\t" + foreign[:31] + "e\ton\t-",
+		"tank/x/moved\t107\t-\t" + foreign[:31] + "f\t-\t-",
+		"tank/x/" + v + "/deep\t108\t-\t" + v + "\t-\t-",
+		"tank/xy/" + v + "\t109\t-\t" + v + "\t-\t-",
+	}, "\n") + "\n"
+	all, err := parseList("tank/x", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, l := range all {
+		got = append(got, string(l.item.Kind)+" "+string(l.item.Volume)+string(l.item.Snapshot)+" "+l.renamed)
+		if l.item.Created.Unix() < 100 {
+			t.Errorf("%+v", l)
+		}
+	}
+	want := "volume " + v + " \nsnapshot " + s + " \nvolume " + foreign[:31] + "f tank/x/moved"
+	if strings.Join(got, "\n") != want {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
+	}
+	for _, bad := range []string{"a\tb\n", "tank/x/" + v + "\tsoon\t-\t" + v + "\t-\t-\n"} {
+		if _, err := parseList("tank/x", []byte(bad)); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+func TestParseProperties(t *testing.T) {
+	got, err := parseProperties([]byte("quota\t1048576\tlocal\natime\toff\tinherited from tank\nsidus:volume\ta b\treceived\n"))
+	if err != nil || got["quota"].own() != "1048576" || got["atime"].own() != "" || got["sidus:volume"].own() != "a b" {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := parseProperties([]byte("one\ttwo\n")); err == nil {
+		t.Error("a line of two fields is taken")
+	}
+}
+
+func TestClassify(t *testing.T) {
+	for text, want := range map[string]error{
+		"cannot open 'tank/x': dataset does not exist":                                            store.ErrNotFound,
+		"cannot open 'tank/other': dataset does not exist":                                        nil,
+		"could not find any snapshots to destroy; check snapshot names.":                          store.ErrNotFound,
+		"cannot create 'tank/x': dataset already exists":                                          store.ErrExists,
+		"cannot create snapshot 'tank/x': dataset already exists":                                 store.ErrExists,
+		"cannot create 'tank/x': out of space":                                                    store.ErrNoSpace,
+		"cannot create 'tank/x': parent does not exist":                                           store.ErrUnavailable,
+		"cannot destroy 'tank/x': dataset is busy":                                                store.ErrInUse,
+		"cannot destroy 'tank/y': dataset is busy":                                                nil,
+		"cannot destroy 'tank/x': filesystem has children\nuse '-r' to destroy":                   errNeeded,
+		"cannot open 'tank': no such pool":                                                        store.ErrUnavailable,
+		"cannot open 'tank': pool I/O is currently suspended":                                     store.ErrUnavailable,
+		"cannot set property for 'tank/x': pool is read-only":                                     store.ErrUnavailable,
+		"The ZFS modules are not loaded.\nTry running '/sbin/modprobe zfs' as root to load them.": ErrNoKernelSupport,
+	} {
+		err := classify("it", "tank/x", &tool.Error{Args: []string{"zfs"}, Err: errors.New("exit status 1"), Stderr: text})
+		if want != nil && !errors.Is(err, want) {
+			t.Errorf("%q: got %v, want %v", text, err, want)
+		}
+		for _, class := range []error{store.ErrNotFound, store.ErrExists, store.ErrInUse, store.ErrNoSpace, errNeeded} {
+			if class != want && errors.Is(err, class) {
+				t.Errorf("%q: got %v", text, err)
+			}
+		}
+		if !strings.Contains(err.Error(), strings.SplitN(text, "\n", 2)[0]) {
+			t.Errorf("the words are lost: %v", err)
+		}
+	}
+	if err := classify("it", "tank/x", context.Canceled); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,101 @@
+package zfs
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sidus/image/store"
+)
+
+// innerReserve is what work leaves free, in bytes: removals and the catalog's
+// copy need some space even then. ZFS keeps 1/32 of the pool for itself beside
+// it.
+func innerReserve(size int64) int64 { return min(256<<20, size/32) }
+
+// Usage implements store.Store. Size and Available follow the parent's quota,
+// if it has one. Writes show when their transaction is done, some seconds
+// later.
+func (s *Store) Usage(ctx context.Context) (store.Usage, error) {
+	u, _, err := s.usage(ctx)
+	return u, err
+}
+
+// usage also names what limits Available.
+func (s *Store) usage(ctx context.Context) (u store.Usage, limit string, err error) {
+	parent := dataset(s.parent)
+	found, err := s.opts.properties(ctx, parent, "used,available")
+	if err != nil {
+		return u, "", classify(s.opts.place(), parent, err)
+	}
+	used, err1 := strconv.ParseInt(found["used"].value, 10, 64)
+	free, err2 := strconv.ParseInt(found["available"].value, 10, 64)
+	if err1 != nil || err2 != nil {
+		return u, "", fmt.Errorf("%s: %w its space", s.parent, errNoSuchProperty)
+	}
+	u.Size, u.Used = used+free, used
+	reserve := innerReserve(u.Size)
+	u.Available = free - reserve
+	pool, _, _ := strings.Cut(s.parent, "/")
+	limit = fmt.Sprintf("the store is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), raise the quota of %s, or add a disk (zpool add %s …)", human(u.Used), human(u.Size), human(reserve), s.parent, pool)
+	if s.opts.File != "" {
+		disk, err := freeOn(filepath.Dir(s.opts.File))
+		if err != nil {
+			return u, "", err
+		}
+		if under := disk - s.opts.DiskReserve; under < u.Available {
+			u.Available = under
+			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, human(disk), human(s.opts.DiskReserve))
+		}
+	}
+	u.Available = max(0, u.Available)
+	return u, limit, nil
+}
+
+// refuseFull returns ErrNoSpace if there is no space to begin work.
+func (s *Store) refuseFull(ctx context.Context, d dataset) error {
+	u, limit, err := s.usage(ctx)
+	if err != nil {
+		return err
+	}
+	if u.Available <= 0 {
+		return fmt.Errorf("%v: %w: %s", d, store.ErrNoSpace, limit)
+	}
+	return nil
+}
+
+// Wait implements store.Waiter. ZFS frees in the background.
+func (s *Store) Wait(ctx context.Context) error {
+	pool, _, _ := cutPool(s.parent)
+	if err := s.opts.run(ctx, "zpool", "sync", pool); err != nil {
+		return classify(s.opts.place(), dataset(pool), err)
+	}
+	return classify(s.opts.place(), dataset(pool), s.opts.run(ctx, "zpool", "wait", "-t", "free", pool))
+}
+
+// freeOn tells how many bytes root may still write on the disk of a folder.
+func freeOn(folder string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(folder, &st); err != nil {
+		return 0, fmt.Errorf("%s: statfs: %w", folder, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// human writes a number of bytes for a message.
+func human(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, prefix := float64(n)/unit, 0
+	for value >= unit && prefix < 4 {
+		value /= unit
+		prefix++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
+}

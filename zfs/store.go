@@ -1,0 +1,275 @@
+package zfs
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"sidus/image/store"
+)
+
+// fixed are properties that a file system gets when it is made and never after:
+// the pool's may be such that a tree does not fit in (names are bytes). Clones
+// have them from their origin.
+var fixed = []string{"-o", "utf8only=off", "-o", "normalization=none", "-o", "casesensitivity=sensitive"}
+
+// CreateVolume implements store.Store.
+func (s *Store) CreateVolume(ctx context.Context, v store.VolumeID) error {
+	d, err := s.volume(v)
+	if err != nil {
+		return err
+	}
+	if err := s.begin(ctx, d); err != nil {
+		return err
+	}
+	args := append([]string{"create", "-o", "mountpoint=legacy", "-o", propVolume + "=" + string(v)}, fixed...)
+	return s.make(ctx, "create", d, append(args, string(d)))
+}
+
+// begin checks what every operation that makes a volume checks first.
+func (s *Store) begin(ctx context.Context, d dataset) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.refuseFull(ctx, d)
+}
+
+// make runs the one command that makes d, in one transaction of the pool. It
+// is not stopped half-way: it is short, and whether it had happened would not
+// be known.
+func (s *Store) make(ctx context.Context, step string, d dataset, args []string) error {
+	if err := s.opts.step(step); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	for attempt := 0; ; attempt++ {
+		err := classify(d, d, s.opts.run(ctx, "zfs", args...))
+		if attempt > 0 || !errors.Is(err, store.ErrExists) || d.fileSystem() != d {
+			return err
+		}
+		// The name may be that of a retired volume.
+		if found, err := s.opts.properties(ctx, d, propRetired); err != nil {
+			return classify(d, d, err)
+		} else if found[propRetired].own() == "" {
+			return fmt.Errorf("%v: %w", d, store.ErrExists)
+		}
+		aside := dataset(string(d) + ".retired-" + strings.ToLower(rand.Text()))
+		if err := classify(d, d, s.opts.run(ctx, "zfs", "rename", "-u", string(d), string(aside))); err != nil {
+			return err
+		}
+	}
+}
+
+// own returns properties of a volume's file system. ErrNotFound if it is
+// missing, retired, or not the store's.
+func (s *Store) own(ctx context.Context, v store.VolumeID, d dataset, names string) (map[string]property, error) {
+	found, err := s.opts.properties(ctx, d, strings.TrimPrefix(names+","+propVolume+","+propRetired, ","))
+	if err = classify(d, d, err); err != nil {
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, s.renamed(ctx, v, err)
+		}
+		return nil, err
+	}
+	switch {
+	case found[propRetired].own() != "":
+		return nil, fmt.Errorf("%v: %w: it was destroyed", d, store.ErrNotFound)
+	case found[propVolume].own() != string(v):
+		return nil, fmt.Errorf("%v: %w: there is a dataset of this name that Sidus did not make", d, store.ErrNotFound)
+	}
+	return found, nil
+}
+
+// renamed adds to an ErrNotFound that someone gave a volume another name.
+func (s *Store) renamed(ctx context.Context, v store.VolumeID, missing error) error {
+	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "1", "-t", "filesystem", "-o", listColumns, s.parent)
+	if err != nil {
+		return missing
+	}
+	all, err := parseList(s.parent, out)
+	if err != nil {
+		return missing
+	}
+	for _, l := range all {
+		if l.renamed != "" && l.item.Volume == v {
+			return fmt.Errorf("%w: it was renamed by hand: zfs rename %s %s/%s", missing, l.renamed, s.parent, v)
+		}
+	}
+	return missing
+}
+
+// find returns where a snapshot is. ErrNotFound if it is nowhere, was
+// destroyed, or is not the store's.
+func (s *Store) find(ctx context.Context, id store.SnapshotID) (dataset, map[string]property, error) {
+	missing := fmt.Errorf("snapshot %s: %w", id, store.ErrNotFound)
+	s.mu.Lock()
+	d, known := s.known[id]
+	s.mu.Unlock()
+	for attempt := 0; attempt < 2; attempt++ {
+		if !known {
+			names, err := s.opts.names(ctx, dataset(s.parent), "2", "snapshot")
+			if err != nil {
+				return "", nil, classify(s.opts.place(), dataset(s.parent), err)
+			}
+			if d = where(s.parent, names, id); d == "" {
+				return "", nil, missing
+			}
+		}
+		found, err := s.opts.properties(ctx, d, "defer_destroy,"+propSnapshot)
+		if err = classify(d, d, err); errors.Is(err, store.ErrNotFound) {
+			known = false
+			continue // destroyed, or moved with its file system
+		} else if err != nil {
+			return "", nil, err
+		}
+		if found["defer_destroy"].value == "on" || found[propSnapshot].own() != string(id) {
+			s.forget(id)
+			return "", nil, missing
+		}
+		s.mu.Lock()
+		s.known[id] = d
+		s.mu.Unlock()
+		return d, found, nil
+	}
+	return "", nil, missing
+}
+
+func (s *Store) forget(id store.SnapshotID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, id)
+}
+
+// where finds a snapshot in a list of names.
+func where(parent string, names []string, id store.SnapshotID) dataset {
+	for _, name := range names {
+		if _, snap, ok := splitName(parent, name); ok && snap == string(id) {
+			return dataset(name)
+		}
+	}
+	return ""
+}
+
+// Snapshot implements store.Store. It is not refused where the store is nearly
+// full: ZFS has a reserve of its own, and the end of work can be kept.
+func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.SnapshotID) (err error) {
+	d, err := s.volume(v)
+	if err != nil {
+		return err
+	}
+	target, err := d.snapshot(id)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if _, err := s.own(ctx, v, d, ""); err != nil {
+		return err
+	}
+	if _, _, err := s.find(ctx, id); err == nil {
+		return fmt.Errorf("%v: %w", target, store.ErrExists)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if err := s.refuseNested(v); err != nil {
+		return err
+	}
+	if err := s.flush(v); err != nil {
+		return err
+	}
+	undo := undoStack{log: s.opts.Log}
+	defer func() { undo.unwind(&err) }()
+	if err := s.make(ctx, "snapshot", target, []string{"snapshot", "-o", propSnapshot + "=" + string(id), string(target)}); err != nil {
+		return err
+	}
+	undo.add(func() error { return s.opts.destroy(context.WithoutCancel(ctx), target) })
+	if err := s.opts.step("check"); err != nil {
+		return err
+	}
+	return s.refuseNested(v) // one may have been mounted in between
+}
+
+// flush writes what the kernel still holds of a mounted volume: pages that were
+// written through a mapping are unknown to ZFS until then.
+func (s *Store) flush(v store.VolumeID) error {
+	point := s.points.Path(pointOfVolume(v))
+	dir, err := os.Open(point)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // not mounted: all was written when it was unmounted
+	} else if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: point, Err: err}
+	}
+	return nil
+}
+
+// refuseNested returns ErrNestedVolume if something is mounted inside a volume.
+func (s *Store) refuseNested(v store.VolumeID) error {
+	inside, err := s.points.Inside(pointOfVolume(v))
+	if err != nil {
+		return err
+	}
+	if len(inside) > 0 {
+		return fmt.Errorf("volume %s: %w: something is mounted at %s", v, store.ErrNestedVolume, inside[0])
+	}
+	return nil
+}
+
+// Clone implements store.Store.
+func (s *Store) Clone(ctx context.Context, id store.SnapshotID, v store.VolumeID) error {
+	d, err := s.volume(v)
+	if err != nil {
+		return err
+	}
+	if err := id.Validate(); err != nil {
+		return err
+	}
+	if err := s.begin(ctx, d); err != nil {
+		return err
+	}
+	source, _, err := s.find(ctx, id)
+	if err != nil {
+		return err
+	}
+	args := []string{"clone", "-o", "mountpoint=legacy", "-o", propVolume + "=" + string(v), "-o", propOrigin + "=" + string(id)}
+	// A clone inherits from its parent, not from its origin.
+	tuned, err := s.tuning(ctx, source.fileSystem())
+	if err != nil {
+		return err
+	}
+	for _, name := range Tunable {
+		if value := tuned[name]; value != "" {
+			args = append(args, "-o", name+"="+value)
+		}
+	}
+	return s.make(ctx, "clone", d, append(args, string(source), string(d)))
+}
+
+// List implements store.Store.
+func (s *Store) List(ctx context.Context) ([]store.Item, error) {
+	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,snapshot", "-o", listColumns, s.parent)
+	if err != nil {
+		return nil, classify(s.opts.place(), dataset(s.parent), err)
+	}
+	all, err := parseList(s.parent, out)
+	if err != nil {
+		return nil, err
+	}
+	var items []store.Item
+	for _, l := range all {
+		if l.renamed != "" {
+			s.opts.Log.WithField("dataset", l.renamed).Warnf("a volume of the store was renamed by hand: zfs rename %s %s/%s", l.renamed, s.parent, l.item.Volume)
+			continue
+		}
+		items = append(items, l.item)
+	}
+	return items, nil
+}
