@@ -40,7 +40,6 @@ func needRoot(t *testing.T) {
 type folderHead struct {
 	t    *testing.T
 	dir  string
-	mu   sync.Mutex
 	head string // folder of the head
 	base store.SnapshotID
 	list []folderSnapshot

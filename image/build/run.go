@@ -86,7 +86,8 @@ func (r *phaseRun) mounted(ctx context.Context, work Workspace) (err error) {
 }
 
 // inTree runs a program inside the tree. Packages that it downloads are kept
-// if it ends well.
+// if it ends well, but for those of scripts: apt checks no more than the size
+// of what it finds in its cache, so only apt itself may put something there.
 func (r *phaseRun) inTree(ctx context.Context, o sandbox.Options) error {
 	o.Root = r.root
 	o.Stdout, o.Stderr = r.out, r.out
@@ -126,7 +127,7 @@ func (r *phaseRun) inTree(ctx context.Context, o sandbox.Options) error {
 		}
 		return err
 	}
-	if cached {
+	if cached && r.phase.Kind != KindRun {
 		return r.packages.keep()
 	}
 	return nil

@@ -24,6 +24,10 @@ import (
 // be killed from outside.
 const holderArgument = "hold-a-sandbox"
 
+// replacedArgument makes the test binary remove its own file, as an upgrade
+// does, and then use a sandbox.
+const replacedArgument = "remove-yourself"
+
 func TestMain(m *testing.M) {
 	Main()
 	if len(os.Args) == 3 && os.Args[1] == holderArgument {
@@ -34,6 +38,15 @@ func TestMain(m *testing.M) {
 		})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	if len(os.Args) == 3 && os.Args[1] == replacedArgument {
+		program, _ := os.Executable()
+		err := errors.Join(os.Remove(program), Run(context.Background(), Options{Root: os.Args[2], Args: []string{"echo", "still works"}, Stdout: os.Stdout}))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -402,6 +415,22 @@ func TestKillNineLeavesNothing(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(root, name)); err == nil {
 			t.Error("left:", name)
 		}
+	}
+}
+
+func TestBinaryThatWasReplaced(t *testing.T) {
+	root := tinyTree(t)
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(file, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(file, replacedArgument, root).CombinedOutput()
+	if err != nil || string(out) != "still works\n" {
+		t.Errorf("%s (%v)", out, err)
 	}
 }
 
