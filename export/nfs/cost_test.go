@@ -17,6 +17,9 @@ import (
 // reads, and counts what was allocated meanwhile, the test's own client
 // included.
 func TestNoAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("SKIPPED: means nothing under the race detector")
+	}
 	root := makeTree(t)
 	s := serveTree(t, root)
 	c := dial(t, s)
@@ -76,6 +79,9 @@ func TestNoAllocations(t *testing.T) {
 // TestNoSystemCalls watches a server with strace while it answers metadata
 // calls: only those of the sockets and the scheduler are made.
 func TestNoSystemCalls(t *testing.T) {
+	if raceEnabled {
+		t.Skip("SKIPPED: means nothing under the race detector")
+	}
 	if _, err := exec.LookPath("strace"); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatal(err)
@@ -148,6 +154,9 @@ func TestNoSystemCalls(t *testing.T) {
 // TestIdleConnections measures what a connection takes that has been used and
 // then waits: heap, stack and all.
 func TestIdleConnections(t *testing.T) {
+	if raceEnabled {
+		t.Skip("SKIPPED: means nothing under the race detector")
+	}
 	root := makeTree(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+t.TempDir())

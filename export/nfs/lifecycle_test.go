@@ -31,8 +31,8 @@ func handleOf(id store.SnapshotID, key []byte) []byte {
 
 func TestHandleErrors(t *testing.T) {
 	s := serveTree(t, t.TempDir())
-	s.source.errs[deletedID] = fmt.Errorf("gone: %w", ErrDeleted)
-	s.source.errs[awayID] = fmt.Errorf("no key: %w", store.ErrUnavailable)
+	s.source.set(deletedID, "", fmt.Errorf("gone: %w", ErrDeleted))
+	s.source.set(awayID, "", fmt.Errorf("no key: %w", store.ErrUnavailable))
 	c := dial(t, s)
 	top := c.root("/channel/default")
 	other := append([]byte{}, testKey...)
@@ -65,10 +65,7 @@ func TestHandleErrors(t *testing.T) {
 		}
 	}
 	// What could not be read a while ago can be read now.
-	delete(s.source.errs, awayID)
-	s.source.mu.Lock()
-	s.source.roots[awayID] = t.TempDir()
-	s.source.mu.Unlock()
+	s.source.set(awayID, t.TempDir(), nil)
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		if c.call(procGetattr, handleOf(awayID, testKey)).u32() == 0 {
 			break
@@ -91,8 +88,8 @@ func TestMount(t *testing.T) {
 			mounted = append(mounted, client.Addr().String()+" "+string(id))
 		}
 	})
-	s.source.errs[deletedID] = ErrDeleted
-	s.source.errs[awayID] = store.ErrUnavailable
+	s.source.set(deletedID, "", ErrDeleted)
+	s.source.set(awayID, "", store.ErrUnavailable)
 	c := dial(t, s)
 	top := c.root("/snapshot/" + string(testID))
 	if string(c.root("/channel/default")) != string(top) || string(c.root("//channel/default/")) != string(top) {
@@ -258,9 +255,7 @@ func TestForget(t *testing.T) {
 	if got := c.readAll(three, 0, 100); string(got) != "abc" { // opened again
 		t.Errorf("read %q", got)
 	}
-	s.source.mu.Lock()
-	s.source.errs[testID] = ErrDeleted
-	s.source.mu.Unlock()
+	s.source.set(testID, "", ErrDeleted)
 	s.Forget(testID)
 	if got := c.call(procGetattr, top).u32(); got != 70 {
 		t.Errorf("status %d after the deletion", got)
@@ -273,9 +268,9 @@ func TestSlowOpen(t *testing.T) {
 	c := dial(t, s)
 	top := c.root("/channel/default")
 	delay := make(chan struct{})
+	s.source.set(awayID, t.TempDir(), nil)
 	s.source.mu.Lock()
 	s.source.delay = delay
-	s.source.roots[awayID] = t.TempDir()
 	s.source.mu.Unlock()
 	c.send(c.message(procGetattr, handleOf(awayID, testKey)))
 	slow := c.xid

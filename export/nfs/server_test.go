@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -45,6 +44,13 @@ type testSource struct {
 	opened int
 	closed int
 	delay  chan struct{} // Open waits until it is closed
+}
+
+// set makes Open fail for a snapshot, or serve a directory.
+func (s *testSource) set(id store.SnapshotID, root string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.roots[id], s.errs[id] = root, err
 }
 
 func (s *testSource) Open(ctx context.Context, id store.SnapshotID) (*Snapshot, error) {
@@ -97,7 +103,7 @@ type testServer struct {
 	*Server
 	source *testSource
 	addr   string
-	log    *bytes.Buffer
+	log    *lockedBuffer
 }
 
 func anyone(netip.AddrPort) bool { return true }
@@ -107,10 +113,10 @@ func serveTree(t testing.TB, root string, change ...func(*Server)) *testServer {
 	t.Helper()
 	s := &testServer{
 		source: &testSource{roots: map[store.SnapshotID]string{testID: root}, errs: map[store.SnapshotID]error{}, dir: t.TempDir()},
-		log:    &bytes.Buffer{},
+		log:    &lockedBuffer{},
 	}
 	logger := logrus.New()
-	logger.SetOutput(&lockedWriter{w: s.log})
+	logger.SetOutput(s.log)
 	s.Server = &Server{Key: testKey, Source: s.source, Allow: anyone, Logger: logger}
 	for _, f := range change {
 		f(s.Server)
@@ -138,15 +144,22 @@ func serveTree(t testing.TB, root string, change ...func(*Server)) *testServer {
 	return s
 }
 
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
+// lockedBuffer holds a log that is read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
 }
 
-func (w *lockedWriter) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.w.Write(b)
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func needRoot(t testing.TB) {
