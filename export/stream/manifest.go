@@ -61,9 +61,6 @@ type Manifest struct {
 	// Size is the length of the payload in bytes as far as it was known when
 	// the stream began: a guess for progress bars; 0 if unknown.
 	Size int64 `json:"size,omitempty"`
-	// Index is the digest of the snapshot's index, in hexadecimal digits: the
-	// receiver's must be the same. Empty if the sender has none.
-	Index string `json:"index,omitempty"`
 	// Program is the sender, for the log: "sidus 1.2".
 	Program string `json:"program,omitempty"`
 }
@@ -105,7 +102,7 @@ func (m *Manifest) Validate() error {
 	for _, field := range []struct{ name, text, allowed string }{
 		{"kind", string(m.Kind), ""}, {"tree", m.Tree, ""}, {"tree ID", m.TreeID, ""}, {"name", m.Name, ""}, {"phase", m.Phase, ""},
 		{"key", m.Key, ""}, {"recipe", m.Recipe, "\n\t"}, {"message", m.Message, "\n\t"}, {"author", m.Author, ""},
-		{"index", m.Index, ""}, {"program", m.Program, ""},
+		{"program", m.Program, ""},
 	} {
 		odd := func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune(field.allowed, r) }
 		if !utf8.ValidString(field.text) || strings.ContainsFunc(field.text, odd) {

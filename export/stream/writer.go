@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -290,23 +289,4 @@ func (s *Writer) Close() (Result, error) {
 func (s *Writer) Abort() {
 	s.halt()
 	s.end()
-}
-
-// copyPayload copies a native payload until its end or until ctx is done.
-func copyPayload(ctx context.Context, s *Writer, r io.Reader) error {
-	_, err := s.ReadFrom(contextReader{ctx, r})
-	return err
-}
-
-// contextReader fails when its context is done.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
 }
