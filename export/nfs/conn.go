@@ -22,6 +22,9 @@ const (
 	// flushSize is how many bytes of replies are gathered before they are
 	// written, even if more requests are waiting.
 	flushSize = 64 << 10
+	// turnCalls is how many calls a busy connection has answered before others
+	// get their turn.
+	turnCalls = 64
 	// outputSize has room for what is gathered and the largest reply after it.
 	outputSize = flushSize + maxDirectoryReply + 1<<10
 )
@@ -38,6 +41,9 @@ type conn struct {
 	count  counter
 	heard  *atomic.Int64 // when the client last used heardID
 	whose  [16]byte
+
+	streak int  // calls since the connection last waited for its client
+	bulk   bool // it has a place among the busy ones
 
 	// Requests: in[r:w] is not taken yet. The record being taken has
 	// fragments, of which length bytes from base on are together; next is
@@ -63,6 +69,7 @@ type conn struct {
 	writeErr error
 	broken   bool
 	armed    bool // a deadline for writing is set
+	byOther  bool // the writer is a deferred call
 
 	slots    chan struct{} // places of deferred calls
 	deferred sync.WaitGroup
@@ -94,6 +101,7 @@ func (c *conn) serve() {
 		if p := recover(); p != nil {
 			c.s.log.WithField("client", c.peer).Errorf("fault while answering: %v\n%s", p, debug.Stack())
 		}
+		c.leaveBulk()
 		c.call.release()
 		_ = c.tcp.Close()
 		c.deferred.Wait()
@@ -134,6 +142,12 @@ func (c *conn) answerAll() error {
 	k := &c.call
 	began := c.s.stats.now()
 	for {
+		if c.streak++; c.streak%turnCalls == 0 {
+			if err := c.nextTurn(); err != nil {
+				return err
+			}
+			began = c.s.stats.now()
+		}
 		record, err := c.nextRecord()
 		if err != nil || record == nil {
 			return err
@@ -177,6 +191,30 @@ func (c *conn) answerAll() error {
 	}
 }
 
+// nextTurn is called when a connection has been busy for a while without
+// having to wait for its client. Such connections share a few places, one less
+// than there are processors, and take turns: so there is a processor left that
+// hears at once of the others. (While all processors are busy, Go looks at the
+// network every 10 ms only.)
+func (c *conn) nextTurn() error {
+	// Nothing that is answered is held back meanwhile.
+	if err := c.flushKeep(); err != nil {
+		return err
+	}
+	c.leaveBulk()
+	c.s.bulk <- struct{}{}
+	c.bulk = true
+	return nil
+}
+
+// leaveBulk gives the place back, before the connection waits for something.
+func (c *conn) leaveBulk() {
+	if c.bulk {
+		c.bulk = false
+		<-c.s.bulk
+	}
+}
+
 // flush writes what has been answered, and gives the buffer back.
 func (c *conn) flush() error {
 	if c.call.out == nil {
@@ -196,17 +234,31 @@ func (c *conn) flushKeep() error {
 	if len(c.call.out) == 0 {
 		return nil
 	}
-	c.mu.Lock()
+	c.lockWrite()
+	c.byOther = false
 	err := c.write(c.call.out, nil, 0, 0)
 	c.mu.Unlock()
 	c.call.out = c.call.out[:0]
 	return err
 }
 
+// lockWrite locks mu for the goroutine of the connection.
+func (c *conn) lockWrite() {
+	if !c.mu.TryLock() {
+		c.leaveBulk()
+		c.mu.Lock()
+	}
+}
+
 // stream writes the replies gathered in a call, and then file data with its
 // padding. It gives the file back.
 func (c *conn) stream(k *call) error {
-	c.mu.Lock()
+	if k.wait {
+		c.mu.Lock()
+	} else {
+		c.lockWrite()
+	}
+	c.byOther = k.wait
 	err := c.write(k.out, k.file, k.offset, k.length)
 	if pad := -k.length & 3; err == nil && pad > 0 {
 		err = c.write(zeros[:pad], nil, 0, 0)
@@ -307,6 +359,8 @@ func (c *conn) readSome(fd uintptr) bool {
 			return true
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
+			c.streak = 0
+			c.leaveBulk()
 			if c.w == 0 {
 				c.dropInput()
 			} else if !c.call.refused && !c.stopping.Load() {
@@ -419,6 +473,9 @@ func (c *conn) writeSome(fd uintptr) bool {
 			c.left -= n
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
+			if !c.byOther {
+				c.leaveBulk()
+			}
 			c.armed = true
 			_ = c.tcp.SetWriteDeadline(time.Now().Add(c.s.limits.StallTimeout))
 			return false

@@ -23,6 +23,7 @@ func (c *conn) deferCall(record []byte) error {
 		if err := c.flushKeep(); err != nil {
 			return err
 		}
+		c.leaveBulk()
 		c.slots <- struct{}{}
 	}
 	d := c.s.calls.Get().(*deferredCall)
@@ -62,6 +63,7 @@ func (c *conn) runDeferred(d *deferredCall) {
 	case answered:
 		k.stat.bytes = len(k.out)
 		c.mu.Lock()
+		c.byOther = true
 		err = c.write(k.out, nil, 0, 0)
 		c.mu.Unlock()
 	}

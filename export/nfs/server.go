@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -51,11 +52,12 @@ type Server struct {
 	clients   clients
 	mounts    mounts
 	stats     stats
-	disk      chan struct{}
-	inputs    sync.Pool // *[]byte of inputSize
-	outputs   sync.Pool // *[]byte of outputSize
-	scratch   sync.Pool // *[]byte for reading into the page cache
-	calls     sync.Pool // *deferredCall
+	disk      chan struct{} // a place for each read that waits for a disk
+	bulk      chan struct{} // a place for each connection that is busy without a pause
+	inputs    sync.Pool     // *[]byte of inputSize
+	outputs   sync.Pool     // *[]byte of outputSize
+	scratch   sync.Pool     // *[]byte for reading into the page cache
+	calls     sync.Pool     // *deferredCall
 
 	mu        sync.Mutex
 	closing   bool
@@ -134,6 +136,7 @@ func (s *Server) start() {
 		s.files = newFiles(s.limits.OpenFiles)
 		s.clients.all = map[netip.Addr]*client{}
 		s.disk = make(chan struct{}, s.limits.DiskReads)
+		s.bulk = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))
 		s.inputs.New = func() any { b := make([]byte, inputSize); return &b }
 		s.outputs.New = func() any { b := make([]byte, 0, outputSize); return &b }
 		s.scratch.New = func() any { b := make([]byte, 64<<10); return &b }
