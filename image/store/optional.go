@@ -101,3 +101,8 @@ type NativeReceiver interface {
 	// trusted.
 	Receive(ctx context.Context, kind string, r io.Reader, snap, base SnapshotID) error
 }
+
+// ErrBaseUnusable is what NativeReceiver.Receive says if it holds the base, but
+// not in the form that the sender has it: it came here by a portable stream, or
+// from somewhere else. A whole stream helps.
+var ErrBaseUnusable = errors.New("the base cannot be used for a difference: send a whole snapshot")
