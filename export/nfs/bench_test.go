@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"sidus/export/portmap"
 	"sidus/image/store"
 )
 
@@ -101,6 +102,21 @@ func init() {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	if os.Getenv("SIDUS_TEST_SERVE_PORTMAP") != "" {
+		var all []portmap.Mapping
+		for _, m := range [][2]uint32{{100003, 3}, {100005, 1}, {100005, 2}, {100005, 3}} {
+			all = append(all, portmap.Mapping{Program: m[0], Version: m[1], Protocol: portmap.TCP, Port: uint16(l.Addr().(*net.TCPAddr).Port)})
+		}
+		ready := make(chan struct{})
+		a := &portmap.Announcer{Mappings: all}
+		go func() {
+			if err := a.Run(context.Background(), func() { close(ready) }); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}()
+		<-ready
 	}
 	fmt.Println(l.Addr())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)

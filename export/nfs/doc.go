@@ -17,6 +17,10 @@
 // is there, after later calls of the same connection if need be. The same way
 // is taken by a call that needs a snapshot that is not open yet.
 //
+// A connection that has been busy for many calls without having to wait for
+// its client takes turns with others like it, in one place less than there are
+// processors: so a flood from one client does not delay the calls of another.
+//
 // # Handles
 //
 // A handle is made of snapshot ID, file ID and an authentication tag under the

@@ -146,3 +146,42 @@ func TestExercise(t *testing.T) {
 		c.call(call.proc, call.args...)
 	}
 }
+
+// TestShowmount asks with showmount(8), which needs a port mapper on port 111.
+func TestShowmount(t *testing.T) {
+	if _, err := exec.LookPath("showmount"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip("SKIPPED: showmount is not installed")
+	}
+	inside := namespace(t)
+	server := inside(os.Args[0], "-test.run=^$")
+	server.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+t.TempDir(), "SIDUS_TEST_SERVE_DIR="+t.TempDir(),
+		"SIDUS_TEST_SERVE_ADDR=127.0.0.1:2049", "SIDUS_TEST_SERVE_PORTMAP=1")
+	out, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	}()
+	if _, err := out.Read(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	text, err := inside("showmount", "--no-headers", "-e", "127.0.0.1").CombinedOutput()
+	if err != nil || !strings.Contains(string(text), "/channel/default") || !strings.Contains(string(text), "10.0.0.0/24") {
+		t.Errorf("showmount -e: %v: %s", err, text)
+	}
+	// A client without port options finds NFS and MOUNT, too.
+	if text, err := inside("nfs-ls", "nfs://127.0.0.1/channel/default").CombinedOutput(); err != nil {
+		t.Errorf("nfs-ls: %v: %s", err, text)
+	}
+	if text, err := inside("showmount", "--no-headers", "-a", "127.0.0.1").CombinedOutput(); err != nil {
+		t.Errorf("showmount -a: %v: %s", err, text)
+	}
+}
