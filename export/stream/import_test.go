@@ -335,3 +335,60 @@ func (f failing) Read(p []byte) (int, error) {
 }
 
 func (f failing) Close() error { return f.closed }
+
+func TestNativeThereAndBack(t *testing.T) {
+	source, target := newStore(t), newStore(t)
+	one := snapshotOf(t, source, storetest.AllMetadata())
+	send := func(id, base store.SnapshotID) []byte {
+		native, err := source.Send(t.Context(), id, base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := Manifest{Kind: Kind(source.SendKind()), Tree: "debian", Number: 1, Snapshot: id, Parent: base, Base: base}
+		var out bytes.Buffer
+		if _, err := Export(t.Context(), &out, Source{Manifest: m, Native: native}, WriterOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	receive := func(stream []byte) error {
+		r, err := Open(bytes.NewReader(stream), ReaderOptions{})
+		if err != nil {
+			return err
+		}
+		return Import(t.Context(), target, r, ImportOptions{})
+	}
+	v, two := store.NewVolumeID(), store.NewSnapshotID()
+	err := errors.Join(source.Clone(t.Context(), one, v), source.Snapshot(t.Context(), v, two))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := receive(send(two, one)); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("without its base: %v", err)
+	}
+	for _, stream := range [][]byte{send(one, ""), send(two, one)} {
+		spoilt := bytes.Clone(stream)
+		spoilt[len(spoilt)-1] ^= 1
+		before, err := target.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := receive(spoilt); !errors.Is(err, ErrDamaged) {
+			t.Errorf("spoilt: %v", err)
+		}
+		if err := receive(stream[:len(stream)/2]); !errors.Is(err, ErrTruncated) {
+			t.Errorf("cut: %v", err)
+		}
+		if after, err := target.List(t.Context()); err != nil || len(after) != len(before) {
+			t.Errorf("%v, %v is there after bad streams", after, err)
+		}
+		if err := receive(stream); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []store.SnapshotID{one, two} {
+		if diff := storetest.Diff(describe(t, mountOf(t, source, id)), describe(t, mountOf(t, target, id))); diff != "" {
+			t.Errorf("%s differs:\n%s", id, diff)
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package stream
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sidus/image/tool"
+)
+
+// benchTree is what is copied into the tree that benchmarks export, relative
+// to /: some 350 MB of a Debian system.
+func benchTree(b *testing.B) []string {
+	if given := os.Getenv("SIDUS_BENCH_TREE"); given != "" {
+		return strings.Fields(given)
+	}
+	var paths []string
+	for _, pattern := range []string{"/usr/lib/python3", "/usr/share/perl", "/usr/share/doc", "/usr/sbin", "/usr/lib/git-core", "/usr/share/zoneinfo", "/usr/lib/x86_64-linux-gnu/lib[a-j]*.so*"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, path := range found {
+			paths = append(paths, strings.TrimPrefix(path, "/"))
+		}
+	}
+	return paths
+}
+
+// BenchmarkExport compares exports, digests included, with the pipelines that
+// an administrator would type, on the same data, by turns.
+//
+// The fastest of the rounds counts on each side: what else the machine does
+// makes a round slower and never faster.
+func BenchmarkExport(b *testing.B) {
+	s := newStore(b)
+	paths := benchTree(b)
+	id := snapshotOf(b, s, func(root string) error {
+		return tool.Run(b.Context(), tool.Options{Dir: "/"}, "cp", append([]string{"-a", "--parents", "-t", root, "--"}, paths...)...)
+	})
+	root := mountOf(b, s, id)
+	if _, err := tool.Output(b.Context(), tool.Options{Dir: root}, "sh", "-c", "tar c . | cat >/dev/null"); err != nil { // from now on in memory
+		b.Fatal(err)
+	}
+	native := func() Source {
+		r, err := s.Send(b.Context(), id, "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		return Source{Manifest: Manifest{Kind: Btrfs, Snapshot: id}, Native: r}
+	}
+	for _, c := range []struct {
+		name     string
+		source   func() Source
+		pipeline string
+	}{
+		{"btrfs", native, `btrfs -q send "$0" | zstd -T0`},
+		{"portable", func() Source {
+			return Source{Manifest: portableManifest(id), Root: root}
+		}, `tar -C "$0" --sparse --xattrs --xattrs-include='*' --acls --numeric-owner -c . | zstd -T0`},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			var ours, theirs best
+			for b.Loop() {
+				theirs.round(b, func(out *os.File) error {
+					return tool.Run(b.Context(), tool.Options{Stdout: out}, "bash", "-o", "pipefail", "-c", c.pipeline, root)
+				})
+				ours.round(b, func(out *os.File) error {
+					result, err := Export(b.Context(), out, c.source(), WriterOptions{})
+					b.SetBytes(result.Payload)
+					return err
+				})
+			}
+			b.ReportMetric(theirs.wall.Seconds()/ours.wall.Seconds(), "speed-ratio")
+			b.ReportMetric(theirs.cpu.Seconds()/ours.cpu.Seconds(), "cpu-ratio")
+			b.ReportMetric(float64(ours.size)/float64(theirs.size), "size-ratio")
+			b.ReportMetric(float64(memoryPeak(b)>>20), "MB-peak")
+			b.ReportMetric(ours.wall.Seconds()*1e3, "ms-ours")
+			b.ReportMetric(theirs.wall.Seconds()*1e3, "ms-theirs")
+		})
+	}
+}
+
+// best keeps the fastest of several rounds.
+type best struct {
+	wall, cpu time.Duration
+	size      int64
+}
+
+func (r *best) round(b *testing.B, work func(out *os.File) error) {
+	b.Helper()
+	out, err := os.Create(filepath.Join(b.TempDir(), "out"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer out.Close()
+	cpu, begin := cpuTime(b), time.Now()
+	if err := work(out); err != nil {
+		b.Fatal(err)
+	}
+	wall, used := time.Since(begin), cpuTime(b)-cpu
+	if r.wall == 0 || wall < r.wall {
+		r.wall = wall
+	}
+	if r.cpu == 0 || used < r.cpu {
+		r.cpu = used
+	}
+	info, err := out.Stat()
+	if err != nil {
+		b.Fatal(err)
+	}
+	r.size = info.Size()
+}
+
+// cpuTime is what this process and its children have used.
+func cpuTime(b *testing.B) time.Duration {
+	var sum int64
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var usage unix.Rusage
+		if err := unix.Getrusage(who, &usage); err != nil {
+			b.Fatal(err)
+		}
+		sum += usage.Utime.Nano() + usage.Stime.Nano()
+	}
+	return time.Duration(sum)
+}
+
+// memoryPeak is the most memory that this process has had, in bytes.
+func memoryPeak(b *testing.B) int64 {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kilobytes int64
+		if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &kilobytes); n == 1 {
+			return kilobytes << 10
+		}
+	}
+	b.Fatal("no VmHWM")
+	return 0
+}
