@@ -64,8 +64,8 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	}
 	ordered := append(append([]string{args[0]}, path...), options...)
 	if len(operands) > 0 {
-		if leaf == nil && len(path) == 0 {
-			return append(ordered, operands...), nil // the app reports the unknown command
+		if leaf == nil {
+			return nil, usagef("there is no command %q; `%s --help` lists them", strings.Join(append(path, operands[0]), " "), strings.Join(append([]string{"sidus"}, path...), " "))
 		}
 		ordered = append(append(ordered, "--"), operands...)
 	}
