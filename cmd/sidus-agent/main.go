@@ -12,11 +12,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
-	"regexp"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -65,17 +63,12 @@ func report(ctx context.Context, log *logrus.Logger) error {
 	if err != nil {
 		return err
 	}
-	words, err := protocol.ParseCommandLine(string(line))
-	if errors.Is(err, protocol.ErrTooNew) {
-		// The words of version 1 are likely to be there still.
-		log.Warn("the server speaks a newer protocol than this snapshot's agent; trying anyway")
-		words, err = protocol.ParseCommandLine(versionWord.ReplaceAllString(string(line), fmt.Sprintf("${1}%d", protocol.Version)))
-	}
+	base, session, err := agent.Server(string(line))
 	if err != nil {
 		return fmt.Errorf("no server to report to: %w", err)
 	}
 	r := agent.Reporter{
-		Send: protocol.Client{Base: words.HTTP, Session: words.Session}.Report,
+		Send: protocol.Client{Base: base, Session: session}.Report,
 		Done: "/run/sidus/reported",
 		Log:  log,
 	}
@@ -87,8 +80,6 @@ func report(ctx context.Context, log *logrus.Logger) error {
 	r.Ready = ready(log)
 	return r.Run(ctx)
 }
-
-var versionWord = regexp.MustCompile(`(\bsidus\.protocol=)\d+`)
 
 func ready(log *logrus.Logger) func() {
 	return func() {
