@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -32,30 +33,43 @@ var ErrTooBig = errors.New("tree is too big for an index")
 // system, a nested subvolume or a mount point, ErrTooBig, or what the system
 // said, with the path inside the tree.
 func Build(ctx context.Context, root, dst string, opts Options) (Digest, error) {
+	digest, inodes, err := build(ctx, root, dst, opts)
+	if inodes >= manyInodes {
+		// Building takes some 300 bytes an inode. The process may be a server
+		// that will not need them again: give them back now, not bit by bit.
+		debug.FreeOSMemory()
+	}
+	return digest, err
+}
+
+// manyInodes is the size of a tree from which on Build gives memory back.
+const manyInodes = 100_000
+
+func build(ctx context.Context, root, dst string, opts Options) (digest Digest, inodes int, err error) {
 	if opts.Workers <= 0 {
 		opts.Workers = max(4, 2*runtime.GOMAXPROCS(0))
 	}
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return Digest{}, fmt.Errorf("index of %s: %w", root, err)
+		return Digest{}, inodes, fmt.Errorf("index of %s: %w", root, err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	top, err := walk(ctx, fd, opts.Workers)
 	if err != nil {
-		return Digest{}, fmt.Errorf("index of %s: %w", root, err)
+		return Digest{}, inodes, fmt.Errorf("index of %s: %w", root, err)
 	}
 	b := newBuilder(&top)
 	if err := b.build(); err != nil {
-		return Digest{}, fmt.Errorf("index of %s: %w", root, err)
+		return Digest{}, inodes, fmt.Errorf("index of %s: %w", root, err)
 	}
 	if err := ctx.Err(); err != nil {
-		return Digest{}, fmt.Errorf("index of %s: %w", root, context.Cause(ctx))
+		return Digest{}, inodes, fmt.Errorf("index of %s: %w", root, context.Cause(ctx))
 	}
-	digest, err := b.write(dst)
-	if err != nil {
-		return Digest{}, fmt.Errorf("index of %s: %w", root, err)
+	inodes = len(b.inodes)
+	if digest, err = b.write(dst); err != nil {
+		return Digest{}, inodes, fmt.Errorf("index of %s: %w", root, err)
 	}
-	return digest, nil
+	return digest, inodes, nil
 }
 
 // inode is an inode in the order of file IDs.
