@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -65,11 +67,55 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	ordered := append(append([]string{args[0]}, path...), options...)
 	if len(operands) > 0 {
 		if leaf == nil {
-			return nil, usagef("there is no command %q; `%s --help` lists them", strings.Join(append(path, operands[0]), " "), strings.Join(append([]string{"sidus"}, path...), " "))
+			level := app.Commands
+			for _, name := range path {
+				level = findCommand(level, name).Subcommands
+			}
+			return nil, unknownCommand(level, path, operands[0])
 		}
 		ordered = append(append(ordered, "--"), operands...)
 	}
 	return ordered, nil
+}
+
+// unknownCommand says that there is no such command below path, and which one
+// may be meant.
+func unknownCommand(commands []*cli.Command, path []string, name string) error {
+	text := fmt.Sprintf("there is no command %q", strings.Join(append(slices.Clone(path), name), " "))
+	best, distance := "", 3 // more than two letters wrong is another word
+	for _, command := range commands {
+		for _, known := range command.Names() {
+			if d := editDistance(name, known); d < distance && d < len(known) {
+				best, distance = known, d
+			}
+		}
+	}
+	if best != "" {
+		text += fmt.Sprintf("; did you mean %q?", best)
+	}
+	return usagef("%s (`%s --help` lists them)", text, strings.Join(append([]string{"sidus"}, path...), " "))
+}
+
+// editDistance is how many letters must be put in, taken out or changed to
+// make b of a (Levenshtein).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 func findCommand(commands []*cli.Command, name string) *cli.Command {

@@ -124,11 +124,14 @@ func channelSetCommand() *cli.Command {
 		ArgsUsage: "CHANNEL",
 		Description: describe("The last N snapshots that a channel pointed to cannot be deleted, so that there is always a way back.",
 			"sidus channel set default --keep 10"),
-		Flags: changes(&cli.IntFlag{Name: "keep", Usage: "protect the last `N` snapshots", Required: true}),
+		Flags: changes(&cli.IntFlag{Name: "keep", Usage: "protect the last `N` snapshots"}),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			args, err := want(c)
 			if err != nil {
 				return err
+			}
+			if n := c.Int("keep"); !c.IsSet("keep") || n < 0 || n > 1000 {
+				return usagef("say how many with --keep N: 0 to 1000")
 			}
 			if err := s.manager.SetChannelKeep(ctx, args[0], c.Int("keep")); err != nil {
 				return err

@@ -43,7 +43,8 @@ func run(args []string) int {
 }
 
 func newApp() *cli.App {
-	return &cli.App{
+	var app *cli.App
+	app = &cli.App{
 		Name:    "sidus",
 		Usage:   "one operating-system tree, hundreds of diskless machines",
 		Version: version,
@@ -56,7 +57,6 @@ func newApp() *cli.App {
 			"   sidus serve --interface eth1\n" +
 			"   sidus status",
 		HideHelpCommand:           true,
-		Suggest:                   true,
 		DisableSliceFlagSeparator: true,
 		// Errors are reported by run, once, with the right exit code.
 		ExitErrHandler: func(*cli.Context, error) {},
@@ -72,10 +72,21 @@ func newApp() *cli.App {
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return usagef("there is no command %q; `sidus --help` lists them", c.Args().First())
+				return unknownCommand(app.Commands, nil, c.Args().First())
 			}
 			return cli.ShowAppHelp(c)
 		},
+	}
+	settle(app.Commands)
+	return app
+}
+
+// settle gives commands what urfave/cli does not hand down from the program.
+func settle(commands []*cli.Command) {
+	for _, command := range commands {
+		command.HideHelpCommand = true
+		command.OnUsageError = usageError
+		settle(command.Subcommands)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
@@ -48,6 +49,12 @@ func (c storeConfig) options() btrfs.Options {
 func siteAction(body func(ctx context.Context, c *cli.Context, s *site) error) cli.ActionFunc {
 	return func(c *cli.Context) (err error) {
 		setVerbosity(c)
+		// A wrong command line is said before anything is opened.
+		if !strings.Contains(c.Command.ArgsUsage, "...") {
+			if _, err := want(c); err != nil {
+				return err
+			}
+		}
 		s, err := openSite(c.Context, c)
 		if err != nil {
 			return err
