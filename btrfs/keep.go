@@ -2,7 +2,6 @@ package btrfs
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -43,8 +42,17 @@ func (s *Store) Kept(_ context.Context, name string) (io.ReadCloser, error) {
 }
 
 // writeFile writes a file so that after a crash it is there as a whole or not
-// at all. The file has no name until it is complete.
+// at all. The file has no name until it is complete. The folder is locked
+// meanwhile: one writer at a time.
 func writeFile(folder, name string, r io.Reader) (err error) {
+	dir, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := lockFolder(dir); err != nil {
+		return err
+	}
 	fd, err := unix.Open(folder, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: folder, Err: err}
@@ -57,15 +65,28 @@ func writeFile(folder, name string, r io.Reader) (err error) {
 	if err := file.Sync(); err != nil {
 		return err
 	}
-	// A link cannot take the place of a file, a rename can.
-	temp := filepath.Join(folder, newPrefix+name+"-"+rand.Text())
+	// A link cannot take the place of a file, a rename can. A writer that was
+	// cut in between has left his link; nobody else is here now.
+	temp := filepath.Join(folder, newPrefix+name)
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, temp, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return &os.LinkError{Op: "link", Old: folder, New: temp, Err: err}
 	}
 	if err := os.Rename(temp, filepath.Join(folder, name)); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
-	return syncDir(folder)
+	return dir.Sync()
+}
+
+// lockFolder takes the flock of an open folder, which ends when it is closed.
+func lockFolder(dir *os.File) error {
+	for {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // syncDir makes the names in a folder durable.

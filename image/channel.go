@@ -45,6 +45,10 @@ func (m *Manager) requireComplete(s Snapshot) error {
 	if s.Complete {
 		return nil
 	}
+	if s.Phase == "" {
+		return fmt.Errorf("%s is %w: it was saved when the head was replaced; to make nodes boot it, `sidus rollback %s`, then `sidus snapshot %s`",
+			s.Ref(), ErrIncomplete, s.Ref(), s.Tree)
+	}
 	return fmt.Errorf("%s is %w: it is a step of a build (phase %s), and nodes may only boot what a build ended with or somebody chose; `sidus log %s` shows the complete ones",
 		s.Ref(), ErrIncomplete, s.Phase, s.Tree)
 }
@@ -331,4 +335,11 @@ func (m *Manager) DeleteChannel(ctx context.Context, name string) error {
 		m.keepCatalog(ctx)
 	}
 	return err
+}
+
+func nodeName(name, mac string) string {
+	if name == "" {
+		return mac
+	}
+	return name
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/gofrs/flock"
+
 	"sidus/image/catalog"
 	"sidus/image/index"
 	"sidus/image/store"
@@ -75,7 +77,11 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	indexes, err := m.checkIndexes(after)
-	return append(findings, indexes...), err
+	if err != nil {
+		return nil, err
+	}
+	scratch, err := m.checkScratch()
+	return append(append(findings, indexes...), scratch...), err
 }
 
 // Repair mends what Check found and can be mended. It returns what it did.
@@ -245,4 +251,40 @@ func verifyIndex(path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, x.Close()) }()
 	return x.Verify()
+}
+
+// checkScratch finds temporary files of processes that are gone. Whoever makes
+// some holds a lock meanwhile.
+func (m *Manager) checkScratch() (findings []Finding, err error) {
+	add := func(lockPath string, paths ...string) error {
+		lock := flock.New(lockPath, flock.SetPermissions(0o600))
+		mine, err := lock.TryLock()
+		if err != nil || !mine {
+			return errors.Join(err, lock.Close()) // somebody is at work there
+		}
+		for _, path := range paths {
+			if _, err := os.Lstat(path); err != nil {
+				continue // done a moment ago
+			}
+			findings = append(findings, Finding{
+				Kind:   FindingLeftover,
+				Text:   "a cut operation left the temporary file " + path,
+				Repair: "removed the temporary file " + path,
+				repair: func(context.Context) error { return os.RemoveAll(path) },
+			})
+		}
+		return lock.Close()
+	}
+	errs := []error{}
+	if _, err := os.Lstat(m.layout.catalogCopy()); err == nil {
+		errs = append(errs, add(m.layout.catalogCopyLock(), m.layout.catalogCopy()))
+	}
+	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
+	errs = append(errs, err)
+	for _, lock := range locks {
+		index := strings.TrimSuffix(filepath.Base(lock), ".lock")
+		begun, err := filepath.Glob(filepath.Join(filepath.Dir(lock), "."+index+".*"))
+		errs = append(errs, err, add(lock, append(begun, lock)...))
+	}
+	return findings, errors.Join(errs...)
 }

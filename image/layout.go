@@ -37,6 +37,13 @@ func (l Layout) headLock(tree string) string {
 	return filepath.Join(l.Dir, "locks", "head-"+tree+".lock")
 }
 
+// catalogCopy is the folder in which a copy of the catalog is made before the
+// store gets it.
+func (l Layout) catalogCopy() string { return filepath.Join(l.Dir, ".catalog-copy") }
+
+// catalogCopyLock is held by whoever makes a copy of the catalog.
+func (l Layout) catalogCopyLock() string { return filepath.Join(l.Dir, "locks", "catalog-copy.lock") }
+
 // Make creates the folders that are missing: everything is root's alone.
 func (l Layout) Make() error {
 	for _, dir := range []string{

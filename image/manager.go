@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/sirupsen/logrus"
 
 	"sidus/image/catalog"
@@ -76,6 +78,9 @@ func (m *Manager) MountHead(ctx context.Context, lock *HeadLock) (store.Mount, e
 	return m.store.MountVolume(ctx, tree.Head)
 }
 
+// copyRetry is how often a process looks whether another one has ended its copy.
+const copyRetry = 5 * time.Millisecond
+
 // keepCatalog leaves a copy of the catalog in the store, where the store can
 // keep one, so that the pool alone is enough to come back. It is called after
 // each change; a failure is logged, since the change itself is durable.
@@ -89,9 +94,19 @@ func (m *Manager) keepCatalog(ctx context.Context) {
 	}
 }
 
+// copyCatalogTo hands the store a copy. One process at a time does so: else the
+// older of two copies could come last.
 func (m *Manager) copyCatalogTo(ctx context.Context, keeper store.Keeper) (err error) {
-	dir, err := os.MkdirTemp(m.layout.Dir, ".catalog-copy-")
-	if err != nil {
+	lock := flock.New(m.layout.catalogCopyLock(), flock.SetPermissions(0o600))
+	if _, err := lock.TryLockContext(ctx, copyRetry); err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	dir := m.layout.catalogCopy()
+	if err := os.RemoveAll(dir); err != nil { // of a process that was cut
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()

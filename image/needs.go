@@ -3,7 +3,6 @@ package image
 import (
 	"database/sql"
 	"fmt"
-	"slices"
 
 	"sidus/image/catalog"
 	"sidus/image/store"
@@ -15,99 +14,118 @@ func needsOf(tx *sql.Tx, id store.SnapshotID, ownTree string) ([]Need, error) {
 	if err != nil {
 		return nil, err
 	}
-	var needs []Need
-	for _, find := range []func(*sql.Tx, Snapshot) ([]Need, error){channelNeeds, nodeNeeds, operationNeeds} {
-		more, err := find(tx, s)
-		if err != nil {
-			return nil, err
-		}
-		needs = append(needs, more...)
-	}
-	heads, err := headNeeds(tx, s, ownTree)
-	return append(needs, heads...), err
+	needs, err := needsOfAll(tx, []Snapshot{s}, ownTree)
+	return needs[id], err
 }
 
 // Needs says who needs a snapshot.
 func (m *Manager) Needs(tx *sql.Tx, id store.SnapshotID) ([]Need, error) { return needsOf(tx, id, "") }
 
-func channelNeeds(tx *sql.Tx, s Snapshot) ([]Need, error) {
-	channels, err := queryChannels(tx)
-	if err != nil {
-		return nil, err
+// needsOfAll says who needs each of many snapshots, apart from the tree
+// ownTree. It asks the catalog as often for a thousand as for one.
+func needsOfAll(tx *sql.Tx, snapshots []Snapshot, ownTree string) (map[store.SnapshotID][]Need, error) {
+	f := needFinder{tx: tx, of: map[store.SnapshotID]Snapshot{}, needs: map[store.SnapshotID][]Need{}}
+	for _, s := range snapshots {
+		f.of[s.ID] = s
 	}
-	var needs []Need
-	for _, c := range channels {
-		if c.Snapshot.ID == s.ID {
-			needs = append(needs, Need{s.ID, s.Ref(), "channel", c.Name, fmt.Sprintf("channel %s points to %s", c.Name, s.Ref())})
-			continue
-		}
-		history, err := queryHistory(tx, c.Name)
-		if err != nil {
+	for _, find := range []func() error{f.channels, f.pins, f.sessions, f.operations} {
+		if err := find(); err != nil {
 			return nil, err
 		}
+	}
+	return f.needs, f.heads(ownTree)
+}
+
+// needFinder collects the needs of the snapshots that it is asked for.
+type needFinder struct {
+	tx    *sql.Tx
+	of    map[store.SnapshotID]Snapshot
+	needs map[store.SnapshotID][]Need
+}
+
+// add notes a need, if its snapshot was asked for. What it says to people is
+// before, the snapshot's name, and after.
+func (f *needFinder) add(id store.SnapshotID, kind, who, before, after string) {
+	if s, asked := f.of[id]; asked {
+		f.needs[id] = append(f.needs[id], Need{s.ID, s.Ref(), kind, who, before + s.Ref() + after})
+	}
+}
+
+func (f *needFinder) channels() error {
+	channels, err := queryChannels(f.tx)
+	if err != nil {
+		return err
+	}
+	for _, c := range channels {
+		f.add(c.Snapshot.ID, "channel", c.Name, "channel "+c.Name+" points to ", "")
+		history, err := queryHistory(f.tx, c.Name)
+		if err != nil {
+			return err
+		}
+		told := map[store.SnapshotID]bool{c.Snapshot.ID: true}
 		for _, move := range history {
-			if move.Kept && move.Snapshot == s.ID {
-				needs = append(needs, Need{s.ID, s.Ref(), "history", c.Name, fmt.Sprintf(
-					"channel %s keeps %s for a rollback (the last %d are kept; `sidus channel set %s --keep N` changes that)", c.Name, s.Ref(), c.Keep, c.Name)})
-				break
+			if move.Kept && !told[move.Snapshot] {
+				told[move.Snapshot] = true
+				f.add(move.Snapshot, "history", c.Name, "channel "+c.Name+" keeps ", fmt.Sprintf(
+					" for a rollback (the last %d are kept; `sidus channel set %s --keep N` changes that)", c.Keep, c.Name))
 			}
 		}
 	}
-	return needs, nil
+	return nil
 }
 
-// nodeNeeds finds the nodes that are pinned to a snapshot or run it.
-func nodeNeeds(tx *sql.Tx, s Snapshot) ([]Need, error) {
-	var needs []Need
-	err := eachRow(tx, func(name, mac string) {
-		needs = append(needs, Need{s.ID, s.Ref(), "pin", name, fmt.Sprintf("node %s is pinned to %s", nodeName(name, mac), s.Ref())})
-	}, `SELECT name, mac FROM node WHERE pin = ? ORDER BY name, mac`, s.ID)
+// pins finds the nodes that are pinned to a snapshot.
+func (f *needFinder) pins() error {
+	return eachRow(f.tx, func(pin, node string) {
+		f.add(store.SnapshotID(pin), "pin", node, "node "+node+" is pinned to ", "")
+	}, `SELECT pin, COALESCE(NULLIF(name, ''), mac) FROM node WHERE pin <> '' ORDER BY name, mac`)
+}
+
+// sessions finds the nodes that run a snapshot.
+func (f *needFinder) sessions() error {
+	return eachRow(f.tx, func(snapshot, node string) {
+		f.add(store.SnapshotID(snapshot), "session", node, "node "+node+" runs ", "")
+	}, `SELECT session.snapshot, COALESCE(NULLIF(node.name, ''), session.mac)
+		FROM session LEFT JOIN node ON node.mac = session.mac WHERE session.ended IS NULL ORDER BY node.name, session.mac`)
+}
+
+// operations finds what live processes do with a snapshot right now.
+func (f *needFinder) operations() error {
+	intents, err := catalog.Intents(f.tx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	err = eachRow(tx, func(name, mac string) {
-		needs = append(needs, Need{s.ID, s.Ref(), "session", name, fmt.Sprintf("node %s runs %s", nodeName(name, mac), s.Ref())})
-	}, `SELECT COALESCE(node.name, ''), session.mac FROM session LEFT JOIN node ON node.mac = session.mac
-		WHERE session.snapshot = ? AND session.ended IS NULL ORDER BY 1, 2`, s.ID)
-	return needs, err
-}
-
-func nodeName(name, mac string) string {
-	if name == "" {
-		return mac
-	}
-	return name
-}
-
-// headNeeds finds the trees whose head starts from a snapshot.
-func headNeeds(tx *sql.Tx, s Snapshot, ownTree string) ([]Need, error) {
-	var needs []Need
-	err := eachRow(tx, func(id, name string) {
-		switch id {
-		case ownTree:
-		case s.TreeID:
-			needs = append(needs, Need{s.ID, s.Ref(), "head", name, fmt.Sprintf("the head of %s starts from %s (`sidus rollback` to another snapshot, or `sidus snapshot`, changes that)", name, s.Ref())})
-		default:
-			needs = append(needs, Need{s.ID, s.Ref(), "branch", name, fmt.Sprintf("the branch %s starts from %s", name, s.Ref())})
-		}
-	}, `SELECT id, name FROM tree WHERE base = ? AND deleted IS NULL ORDER BY name`, s.ID)
-	return needs, err
-}
-
-// operationNeeds finds what live processes do with a snapshot right now.
-func operationNeeds(tx *sql.Tx, s Snapshot) ([]Need, error) {
-	intents, err := catalog.Intents(tx)
-	if err != nil {
-		return nil, err
-	}
-	var needs []Need
 	for _, i := range intents {
-		if slices.Contains(i.Uses, s.ID) && i.Process.Alive() {
-			needs = append(needs, Need{s.ID, s.Ref(), "operation", i.Action, fmt.Sprintf(
-				"%s uses %s right now (`%s`, process %d)", i.Actor.User, s.Ref(), i.Actor.Command, i.Process.PID)})
+		if len(i.Uses) == 0 || !i.Process.Alive() {
+			continue
+		}
+		for _, used := range i.Uses {
+			f.add(used, "operation", i.Action, i.Actor.User+" uses ", fmt.Sprintf(" right now (`%s`, process %d)", i.Actor.Command, i.Process.PID))
 		}
 	}
-	return needs, nil
+	return nil
+}
+
+// heads finds the trees whose head starts from a snapshot.
+func (f *needFinder) heads(ownTree string) error {
+	rows, err := f.tx.Query(`SELECT id, name, base FROM tree WHERE base <> '' AND deleted IS NULL AND id <> ? ORDER BY name`, ownTree)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id, name string
+		var base store.SnapshotID
+		if err := rows.Scan(&id, &name, &base); err != nil {
+			return err
+		}
+		if f.of[base].TreeID == id {
+			f.add(base, "head", name, "the head of "+name+" starts from ", " (`sidus rollback` to another snapshot, or `sidus snapshot`, changes that)")
+		} else {
+			f.add(base, "branch", name, "the branch "+name+" starts from ", "")
+		}
+	}
+	return rows.Err()
 }
 
 // eachRow calls use for each row of a query of two text columns.

@@ -162,85 +162,6 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, id store.SnapshotID) error
 	})
 }
 
-// destruction is the removal of things that nobody needs.
-type destruction struct {
-	action    string
-	what      string
-	volumes   []store.VolumeID
-	snapshots []store.SnapshotID
-	ownTree   string // needs of this tree do not count, since it goes as well
-	commit    func(tx *sql.Tx) error
-}
-
-// destroy takes things out of the catalog in one transaction, and then out of
-// the store. If it is cut in between, Repair does the rest.
-func (m *Manager) destroy(ctx context.Context, d destruction) error {
-	var id int64
-	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
-		var needs []Need
-		for _, snapshot := range d.snapshots {
-			more, err := needsOf(tx, snapshot, d.ownTree)
-			if err != nil {
-				return err
-			}
-			needs = append(needs, more...)
-		}
-		if len(needs) > 0 {
-			return &NeededError{What: d.what, Needs: needs}
-		}
-		now := catalog.Millis(time.Now())
-		for _, snapshot := range d.snapshots {
-			if _, err := tx.Exec(`UPDATE snapshot SET deleted = ? WHERE id = ?`, now, snapshot); err != nil {
-				return err
-			}
-		}
-		if err := d.commit(tx); err != nil {
-			return err
-		}
-		var err error
-		id, err = catalog.Begin(tx, catalog.Intent{Action: d.action, Volumes: d.volumes, Snapshots: d.snapshots, Actor: m.actor})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	ctx = context.WithoutCancel(ctx)
-	errs := []error{m.destroyVolumes(ctx, d.volumes)}
-	for _, snapshot := range d.snapshots {
-		errs = append(errs, m.destroyServedSnapshot(ctx, snapshot))
-		if err := os.Remove(m.layout.Index(snapshot)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		// It is deleted: the catalog does not name it any more. The intent
-		// stays on record for what is left over.
-		m.log.WithError(err).Warnf("%s is deleted, but its space is not free yet; `sidus check --repair` frees it", d.what)
-		return nil
-	}
-	m.endIntent(ctx, id)
-	m.keepCatalog(ctx)
-	return nil
-}
-
-// letGo is how long a server may take to let go of a snapshot that was deleted
-// and that nobody reads any more.
-const letGo = 5 * time.Second
-
-// destroyServedSnapshot destroys a snapshot that a server of this machine may
-// still have open.
-func (m *Manager) destroyServedSnapshot(ctx context.Context, id store.SnapshotID) error {
-	for begun := time.Now(); ; time.Sleep(lockRetry) {
-		err := m.store.DestroySnapshot(ctx, id)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		if !errors.Is(err, store.ErrInUse) || time.Since(begun) > letGo {
-			return err
-		}
-	}
-}
-
 // RollbackReport says what a rollback did, and what it did not do.
 type RollbackReport struct {
 	To       Snapshot  `json:"to"`
@@ -313,15 +234,16 @@ func fillRollbackReport(tx *sql.Tx, t Tree, report *RollbackReport) error {
 	if err != nil {
 		return err
 	}
+	needs, err := needsOfAll(tx, list, t.ID)
+	if err != nil {
+		return err
+	}
 	for _, s := range list {
-		if s.ID == report.To.ID {
-			continue
+		for _, need := range needs[s.ID] {
+			if s.ID != report.To.ID && (need.Kind == "pin" || need.Kind == "session") {
+				report.Running = append(report.Running, need)
+			}
 		}
-		nodes, err := nodeNeeds(tx, s)
-		if err != nil {
-			return err
-		}
-		report.Running = append(report.Running, nodes...)
 	}
 	return nil
 }
