@@ -285,8 +285,9 @@ func TestMachine(t *testing.T) {
 	if _, err := m.WaitText(ctx, "iPXE"); err != nil {
 		t.Error(err)
 	}
-	if n := count.Counts(); n[lab.DHCP].Requests < 2 || n[lab.TFTP].Requests < 1 {
-		t.Errorf("a PXE boot is counted as\n%s", count)
+	// The capture may lag behind what the server has said already.
+	if err := count.Wait(ctx, func(n map[lab.Protocol]lab.Count) bool { return n[lab.DHCP].Requests >= 2 && n[lab.TFTP].Requests >= 1 }); err != nil {
+		t.Errorf("a PXE boot is counted as\n%s: %v", count, err)
 	}
 	picture := filepath.Join(l.Dir(), "screen.ppm")
 	if err := m.Screenshot(picture); err != nil {
