@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/gofrs/flock"
@@ -18,7 +19,7 @@ import (
 
 // Finding is something that Check found.
 type Finding struct {
-	Kind   string `json:"kind"` // leftover, lost, unknown, running, index
+	Kind   string `json:"kind"` // leftover, retired, lost, unknown, running, index
 	Text   string `json:"text"` // a sentence for people
 	Repair string `json:"repair,omitempty"`
 	Fatal  bool   `json:"fatal"` // something is lost, or cannot be repaired
@@ -29,6 +30,7 @@ type Finding struct {
 // The kinds of findings.
 const (
 	FindingLeftover = "leftover" // a cut operation left something in the store
+	FindingRetired  = "retired"  // deleted, and destroyed when nothing depends on it any more; nothing is wrong
 	FindingLost     = "lost"     // the catalog names what the store does not hold
 	FindingUnknown  = "unknown"  // the store holds what neither catalog nor intent names
 	FindingRunning  = "running"  // a live process works there; nothing is wrong
@@ -64,6 +66,7 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 			findings = append(findings, f)
 		}
 	}
+	findings = append(findings, m.checkRetired(held, after)...)
 	for id, item := range held {
 		if before.knows(id) || after.knows(id) {
 			continue
@@ -91,7 +94,9 @@ func (m *Manager) Repair(ctx context.Context, findings []Finding) (done []string
 		if f.repair == nil {
 			continue
 		}
-		if err := f.repair(ctx); err != nil {
+		if err := f.repair(ctx); errors.Is(err, errNotYet) {
+			continue
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f.Text, err))
 			continue
 		}
@@ -100,28 +105,51 @@ func (m *Manager) Repair(ctx context.Context, findings []Finding) (done []string
 	return done, errors.Join(errs...)
 }
 
+// errNotYet is what a repair says if nothing is wrong, and nothing can be done
+// at this moment.
+var errNotYet = errors.New("not yet")
+
 // knowledge is what the catalog knew at one moment.
 type knowledge struct {
 	named    map[string]string // ID → what it is, for people
 	intended map[string]bool   // IDs in an intent
+	busy     map[string]bool   // IDs in an intent of a live process
+	retired  map[string]Retired
 	intents  []catalog.Intent
 }
 
-func (k knowledge) knows(id string) bool { return k.named[id] != "" || k.intended[id] }
+func (k knowledge) knows(id string) bool {
+	_, retired := k.retired[id]
+	return k.named[id] != "" || k.intended[id] || retired
+}
+
+// forgot tells whether what an intent names is nowhere else on record.
+func (k knowledge) forgot(id string) bool {
+	_, retired := k.retired[id]
+	return k.named[id] == "" && !retired
+}
 
 func (m *Manager) knowledge(ctx context.Context) (knowledge, error) {
-	k := knowledge{named: map[string]string{}, intended: map[string]bool{}}
+	k := knowledge{named: map[string]string{}, intended: map[string]bool{}, busy: map[string]bool{}, retired: map[string]Retired{}}
 	err := m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
 		if k.intents, err = catalog.Intents(tx); err != nil {
 			return err
 		}
 		for _, intent := range k.intents {
+			alive := intent.Process.Alive()
 			for _, v := range intent.Volumes {
-				k.intended[string(v)] = true
+				k.intended[string(v)], k.busy[string(v)] = true, k.busy[string(v)] || alive
 			}
 			for _, s := range intent.Snapshots {
-				k.intended[string(s)] = true
+				k.intended[string(s)], k.busy[string(s)] = true, k.busy[string(s)] || alive
 			}
+		}
+		retired, err := queryRetired(tx)
+		if err != nil {
+			return err
+		}
+		for _, r := range retired {
+			k.retired[r.ID] = r
 		}
 		err = eachRow(tx, func(id, name string) { k.named[id] = "the head of " + name },
 			`SELECT head, name FROM tree WHERE deleted IS NULL`)
@@ -150,12 +178,12 @@ func (m *Manager) checkIntent(intent catalog.Intent, held map[string]store.Item,
 	}
 	var left []store.Item
 	for _, v := range intent.Volumes {
-		if item, there := held[string(v)]; there && known.named[string(v)] == "" {
+		if item, there := held[string(v)]; there && known.forgot(string(v)) {
 			left = append(left, item)
 		}
 	}
 	for _, s := range intent.Snapshots {
-		if item, there := held[string(s)]; there && known.named[string(s)] == "" {
+		if item, there := held[string(s)]; there && known.forgot(string(s)) {
 			left = append(left, item)
 		}
 	}
@@ -173,6 +201,36 @@ func (m *Manager) checkIntent(intent catalog.Intent, held map[string]store.Item,
 			return m.catalog.Update(ctx, func(tx *sql.Tx) error { return catalog.End(tx, intent.ID) })
 		},
 	}, true
+}
+
+// checkRetired tells what is deleted and not destroyed yet.
+func (m *Manager) checkRetired(held map[string]store.Item, known knowledge) []Finding {
+	var findings []Finding
+	for id, r := range known.retired {
+		if _, there := held[id]; !there || known.busy[id] {
+			continue // destroyed already, or about to be
+		}
+		f := Finding{
+			Kind:   FindingRetired,
+			Text:   fmt.Sprintf("%s (the %s %s), deleted %s, still takes space: %s", r.What, r.Kind, r.ID, r.At.Format("2006-01-02 15:04:05"), r.Reason),
+			Repair: fmt.Sprintf("freed the space of %s", r.What),
+		}
+		if r.Reason == "" {
+			f.Kind = FindingLeftover
+			f.Text = fmt.Sprintf("%s (the %s %s) was deleted %s, and that was cut before its space was free", r.What, r.Kind, r.ID, r.At.Format("2006-01-02 15:04:05"))
+		}
+		f.repair = func(ctx context.Context) error { return m.repairRetired(ctx, id) }
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+func (m *Manager) repairRetired(ctx context.Context, id string) error {
+	_, left, err := m.collectRetired(ctx, nil, true)
+	if err == nil && slices.ContainsFunc(left, func(r Retired) bool { return r.ID == id }) {
+		return errNotYet
+	}
+	return err
 }
 
 func countItems(items []store.Item) string {

@@ -15,7 +15,7 @@ import (
 type operation struct {
 	action    string
 	makes     []store.VolumeID   // volumes that the work makes
-	removes   []store.VolumeID   // volumes that are destroyed when all is done
+	removes   []store.VolumeID   // volumes that are retired and destroyed when all is done
 	snapshots []store.SnapshotID // snapshots that the work makes
 	uses      []store.SnapshotID // snapshots that must stay meanwhile
 
@@ -64,7 +64,8 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 				return err
 			}
 			if len(op.removes) > 0 {
-				return nil // the intent stays until they are gone
+				// While the intent is there, nobody takes them for left over.
+				return retireVolumes(tx, op.removes, "the head before a "+op.action)
 			}
 			return catalog.End(tx, id)
 		})
@@ -75,16 +76,16 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 		m.undo(ctx, id, op)
 		return err
 	}
-	if len(op.removes) > 0 {
-		if destroyed := m.destroyVolumes(ctx, op.removes); destroyed != nil {
-			// The change itself is done. The intent stays on record, so
-			// that `check` finds what is left over.
-			m.log.WithError(destroyed).Warnf("%s: something is left over; `sidus check --repair` removes it", op.action)
-		} else {
-			m.endIntent(ctx, id)
-		}
+	if len(op.removes) == 0 {
+		m.keepCatalog(ctx)
+		return nil
 	}
-	m.keepCatalog(ctx)
+	_, left, err := m.collectAfter(ctx, id, op.removes, nil)
+	if err != nil {
+		// The change itself is done.
+		m.log.WithError(err).Warnf("%s: the old head is left over; `sidus check --repair` removes it", op.action)
+	}
+	m.warnRetired("the old head", left)
 	return nil
 }
 
@@ -93,26 +94,16 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 func (m *Manager) undo(ctx context.Context, id int64, op operation) {
 	var errs []error
 	for _, snapshot := range op.snapshots {
-		if err := m.store.DestroySnapshot(ctx, snapshot); err != nil && !errors.Is(err, store.ErrNotFound) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, m.destroyItem(ctx, store.Item{Kind: store.KindSnapshot, Snapshot: snapshot}))
 	}
-	errs = append(errs, m.destroyVolumes(ctx, op.makes))
+	for _, volume := range op.makes {
+		errs = append(errs, m.destroyItem(ctx, store.Item{Kind: store.KindVolume, Volume: volume}))
+	}
 	if err := errors.Join(errs...); err != nil {
 		m.log.WithError(err).Warnf("%s failed, and something is left over; `sidus check --repair` removes it", op.action)
 		return
 	}
 	m.endIntent(ctx, id)
-}
-
-func (m *Manager) destroyVolumes(ctx context.Context, volumes []store.VolumeID) error {
-	var errs []error
-	for _, volume := range volumes {
-		if err := m.store.DestroyVolume(ctx, volume); err != nil && !errors.Is(err, store.ErrNotFound) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func (m *Manager) endIntent(ctx context.Context, id int64) {

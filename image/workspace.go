@@ -67,8 +67,12 @@ func (w *Workspace) Mount(ctx context.Context) (store.Mount, error) {
 func (w *Workspace) Base() store.SnapshotID { return w.base }
 
 // Snapshot takes a snapshot of the workspace and lists it under the tree.
+// Until Adopt or Discard the workspace needs it, as it needs what it starts
+// from.
 func (w *Workspace) Snapshot(ctx context.Context, options SnapshotOptions) (Snapshot, error) {
-	s, err := w.m.snapshotVolume(ctx, w.tree, w.volume, w.base, options, nil)
+	s, err := w.m.snapshotVolume(ctx, w.tree, w.volume, w.base, options, func(tx *sql.Tx, id store.SnapshotID) error {
+		return catalog.SetUses(tx, w.intent, []store.SnapshotID{id})
+	})
 	if err == nil {
 		w.base = s.ID
 	}

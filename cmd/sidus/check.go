@@ -50,7 +50,7 @@ func reportFindings(c *cli.Context, findings []image.Finding, repaired []string)
 	}
 	bad := 0
 	for _, f := range findings {
-		if f.Kind != image.FindingRunning {
+		if f.Kind != image.FindingRunning && f.Kind != image.FindingRetired {
 			bad++
 		}
 	}

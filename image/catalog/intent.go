@@ -86,6 +86,14 @@ func Begin(tx *sql.Tx, intent Intent) (int64, error) {
 	return result.LastInsertId()
 }
 
+// SetUses replaces the snapshots that must stay while an intent is there.
+func SetUses(tx *sql.Tx, id int64, uses []store.SnapshotID) error {
+	if _, err := tx.Exec(`UPDATE intent SET uses = ? WHERE id = ?`, jsonList(uses), id); err != nil {
+		return fmt.Errorf("catalog: change the intent %d: %w", id, err)
+	}
+	return nil
+}
+
 // End removes an intent.
 func End(tx *sql.Tx, id int64) error {
 	if _, err := tx.Exec(`DELETE FROM intent WHERE id = ?`, id); err != nil {
