@@ -51,7 +51,9 @@ func boot(ctx context.Context, disk *Disk, data, work string, out io.Writer) err
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-device", "virtio-rng-pci",
 		"-chardev", "file,id=console,path=" + filepath.Join(work, "console"), "-serial", "chardev:console",
-		"-chardev", "stdio,id=port,signal=off",
+		// Not "stdio": with its standard input at the end, QEMU takes the port for
+		// disconnected, and the guest's writes block.
+		"-chardev", "file,id=port,path=/proc/self/fd/1",
 		"-append", RunCommandLine + " panic=-1",
 	}, disk.QEMUArgs(data, "port")...)
 	cmd := exec.Command("qemu-system-x86_64", args...)

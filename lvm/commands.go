@@ -1,0 +1,137 @@
+package lvm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"sidus/image/tool"
+)
+
+// within calls do and waits for it, but not longer than the time limit and not
+// longer than ctx. What hangs in the kernel cannot be killed: it is left
+// behind, and the caller goes on.
+func (o Options) within(ctx context.Context, what string, do func(ctx context.Context) error) error {
+	limit := fmt.Errorf("%s: %w: nothing heard in %v: is a device suspended or gone? (dmsetup info; lvs): %w", what, ErrTimeout, o.Timeout, errUnavailable)
+	limited, cancel := context.WithTimeoutCause(ctx, o.Timeout, limit)
+	done := make(chan error, 1)
+	go func() {
+		defer cancel()
+		done <- do(limited)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-limited.Done():
+	}
+	// A program that can be killed has a moment to end.
+	grace := time.NewTimer(time.Second)
+	defer grace.Stop()
+	select {
+	case err := <-done:
+		if err != nil && limited.Err() != nil {
+			return context.Cause(limited)
+		}
+		return err
+	case <-grace.C:
+		return context.Cause(limited)
+	}
+}
+
+// run runs a program.
+func (o Options) run(ctx context.Context, name string, args ...string) error {
+	_, err := o.output(ctx, name, args...)
+	return err
+}
+
+// output is run that returns what the program says.
+func (o Options) output(ctx context.Context, name string, args ...string) ([]byte, error) {
+	env := []string{"LVM_SUPPRESS_FD_WARNINGS=1"}
+	if !udevRuns() {
+		// Else LVM and dmsetup wait for a daemon to make the device nodes.
+		env = append(env, "DM_DISABLE_UDEV=1")
+	}
+	var out []byte
+	err := o.within(ctx, tool.CommandLine(append([]string{name}, args[:min(1, len(args))]...)), func(ctx context.Context) error {
+		text, err := tool.Output(ctx, tool.Options{Log: o.Log, Env: env}, name, args...)
+		if err == nil {
+			out = text
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// udevRuns tells whether udevd does, as libudev does it.
+func udevRuns() bool {
+	_, err := os.Stat("/run/udev/control")
+	return err == nil
+}
+
+// lvm runs one of LVM's commands on the devices of the store.
+func (p *place) lvm(ctx context.Context, command string, args ...string) ([]byte, error) {
+	return p.opts.output(ctx, "lvm", append([]string{command, "--config", p.config()}, args...)...)
+}
+
+// config is LVM configuration for each command: times as seconds since 1970,
+// and, where the store has a device of its own, no look at any other.
+func (p *place) config() string {
+	config := `report { time_format="%s" }`
+	if p.device != "" {
+		filter := fmt.Sprintf(`["a|^%s$|","r|.*|"]`, p.device)
+		config += fmt.Sprintf(` devices { use_devicesfile=0 filter=%s global_filter=%s }`, filter, filter)
+	}
+	return config
+}
+
+// report runs lvs or vgs and returns its rows.
+func (p *place) report(ctx context.Context, command, columns, object string) ([]row, error) {
+	out, err := p.lvm(ctx, command, "--reportformat", "json", "--units", "b", "--nosuffix", "-o", columns, object)
+	if err != nil {
+		return nil, err
+	}
+	return parseReport(out)
+}
+
+// full is a logical volume as LVM's commands name it.
+func (p *place) full(name lv) string { return p.group + "/" + string(name) }
+
+// node is the device node of a logical volume while it is active.
+func (p *place) node(name lv) string {
+	return filepath.Join("/dev/mapper", mapperName(p.group, string(name)))
+}
+
+// activate makes the device of a logical volume.
+func (p *place) activate(ctx context.Context, name lv) error {
+	if _, err := p.lvm(ctx, "lvchange", "--activate", "y", "--ignoreactivationskip", "--monitor", "n", p.full(name)); err != nil {
+		return classify(name, name, err)
+	}
+	if _, err := os.Stat(p.node(name)); err == nil {
+		return nil
+	}
+	// Nobody made the node: a container has its own /dev.
+	if err := p.opts.run(ctx, "dmsetup", "mknodes", mapperName(p.group, string(name))); err != nil {
+		return classify(name, name, err)
+	}
+	return nil
+}
+
+// deactivate takes the device of a logical volume away, if there is one.
+func (p *place) deactivate(ctx context.Context, name lv) error {
+	if _, err := os.Lstat(p.node(name)); os.IsNotExist(err) {
+		return nil
+	}
+	_, err := p.lvm(ctx, "lvchange", "--activate", "n", p.full(name))
+	return classify(name, name, err)
+}
+
+// remove removes a logical volume.
+func (p *place) remove(ctx context.Context, name lv) error {
+	_, err := p.lvm(ctx, "lvremove", "--yes", p.full(name))
+	return classify(name, name, err)
+}

@@ -1,0 +1,165 @@
+package lvm
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"sidus/image/store"
+)
+
+// What stays free when work is begun.
+const (
+	// Of the pool's metadata, in hundredths. A pool whose metadata is full goes
+	// read-only and must be repaired.
+	maxMetadata         = 90
+	maxMetadataSnapshot = 97
+	// Of the volume group's metadata, in bytes. A volume takes about 509.
+	groupReserve         = 32 << 10
+	groupReserveSnapshot = 8 << 10
+)
+
+// innerReserve is what stays free in the thin pool, in bytes: snapshots and the
+// catalog's copy need some space even then.
+func innerReserve(size int64) int64 { return min(256<<20, size/32) }
+
+// Usage implements store.Store. It is the thin pool's: if others use it too,
+// theirs counts.
+func (s *Store) Usage(ctx context.Context) (store.Usage, error) {
+	u, _, err := s.usage(ctx)
+	return u, err
+}
+
+// usage also names what limits Available.
+func (s *Store) usage(ctx context.Context) (u store.Usage, limit string, err error) {
+	status, err := s.poolStatus(ctx)
+	if err != nil {
+		return u, "", err
+	}
+	pool := s.group + "/" + s.pool
+	u.Size, u.Used = status.dataSize*s.chunk, status.dataUsed*s.chunk
+	reserve := innerReserve(u.Size)
+	u.Available = u.Size - u.Used - reserve
+	limit = fmt.Sprintf("the thin pool is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or extend it: lvextend -L +10G %s", human(u.Used), human(u.Size), human(reserve), pool)
+	if s.opts.File != "" {
+		disk, err := freeOn(filepath.Dir(s.opts.File))
+		if err != nil {
+			return u, "", err
+		}
+		if under := disk - s.opts.DiskReserve; under < u.Available {
+			u.Available = under
+			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, human(disk), human(s.opts.DiskReserve))
+		}
+	}
+	if status.metadataUsed*100 >= status.metadataSize*maxMetadata {
+		u.Available = 0
+		limit = metadataFull(pool, status)
+	}
+	u.Available = max(0, u.Available)
+	return u, limit, nil
+}
+
+func metadataFull(pool string, status poolStatus) string {
+	return fmt.Sprintf("the metadata of the thin pool is full: %d of %d blocks are used; destroy what is not needed (sidus gc), or extend it: lvextend --poolmetadatasize +256M %s", status.metadataUsed, status.metadataSize, pool)
+}
+
+// poolStatus asks the device mapper: it knows each block, where LVM knows
+// hundredths of a per cent. ErrUnavailable if the pool has failed.
+func (s *Store) poolStatus(ctx context.Context) (poolStatus, error) {
+	text, err := s.askPool(ctx, "status")
+	if err != nil {
+		return poolStatus{}, err
+	}
+	status, err := parsePoolStatus(text)
+	if err != nil {
+		return poolStatus{}, err
+	}
+	if status.mode == "failed" || status.needsCheck {
+		return poolStatus{}, fmt.Errorf("%s: %w: the thin pool has failed (lvconvert --repair %s/%s, see lvmthin(7))", s.opts.place(), store.ErrUnavailable, s.group, s.pool)
+	}
+	return status, nil
+}
+
+// refuseFull returns ErrNoSpace if there is no space to begin work. What keeps
+// the end of work (begin is false) may use the reserve.
+func (s *Store) refuseFull(ctx context.Context, name lv, begin bool) error {
+	status, err := s.poolStatus(ctx)
+	if err != nil {
+		return err
+	}
+	if status.mode == "ro" {
+		return fmt.Errorf("%v: %w: the thin pool is read-only: its metadata is full or damaged (lvs -a %s; lvmthin(7))", name, store.ErrUnavailable, s.group)
+	}
+	metadataLimit, groupLimit := int64(maxMetadata), int64(groupReserve)
+	if !begin {
+		metadataLimit, groupLimit = maxMetadataSnapshot, groupReserveSnapshot
+	}
+	if status.metadataUsed*100 >= status.metadataSize*metadataLimit {
+		return fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, metadataFull(s.group+"/"+s.pool, status))
+	}
+	if begin {
+		u, limit, err := s.usage(ctx)
+		if err != nil {
+			return err
+		}
+		if u.Available <= 0 {
+			return fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, limit)
+		}
+	}
+	return s.refuseFullGroup(ctx, name, groupLimit)
+}
+
+// refuseFullGroup returns ErrNoSpace if the volume group's metadata has less
+// than limit bytes free.
+func (s *Store) refuseFullGroup(ctx context.Context, name lv, limit int64) error {
+	rows, err := s.report(ctx, "vgs", "vg_mda_free,vg_mda_size,lv_count", s.group)
+	if err != nil {
+		return classify(s.opts.place(), "", err)
+	}
+	for _, r := range rows {
+		free, err := r.number("vg_mda_free")
+		if err != nil {
+			return err
+		}
+		if free < limit {
+			return fmt.Errorf("%v: %w: the metadata of the volume group %s is full: %s of %s are free, with %s volumes; destroy snapshots that are not needed (sidus gc), or move it to disks with more: pvcreate --metadatasize 64m DISK, vgextend, pvmove, vgreduce", name, store.ErrNoSpace, s.group, human(free), sizeOf(r), r["lv_count"])
+		}
+	}
+	return nil
+}
+
+func sizeOf(r row) string {
+	size, err := r.number("vg_mda_size")
+	if err != nil {
+		return "?"
+	}
+	return human(size)
+}
+
+// Wait implements store.Waiter. What is removed is free in the pool at once.
+func (s *Store) Wait(ctx context.Context) error { return ctx.Err() }
+
+// freeOn tells how many bytes root may still write on the disk of a folder.
+func freeOn(folder string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(folder, &st); err != nil {
+		return 0, fmt.Errorf("%s: statfs: %w", folder, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// human writes a number of bytes for a message.
+func human(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, prefix := float64(n)/unit, 0
+	for value >= unit && prefix < 4 {
+		value /= unit
+		prefix++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
+}

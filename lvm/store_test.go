@@ -1,0 +1,180 @@
+package lvm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"sidus/image/store"
+	"sidus/image/store/storetest"
+)
+
+func TestMain(m *testing.M) {
+	if err := storetest.PrivateMounts(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if err := testGroup.destroy(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// testGroup is a volume group that is made for the first test that needs it:
+// what an administrator has already.
+var testGroup group
+
+type group struct {
+	once   sync.Once
+	name   string
+	dir    string
+	device string
+	err    error
+}
+
+// requireThin ends a test that cannot run here. In the lab it can: there it
+// fails.
+func requireThin(t testing.TB) {
+	t.Helper()
+	storetest.RequireRoot(t)
+	if _, err := os.Stat("/dev/mapper/control"); err == nil {
+		return
+	}
+	if os.Getenv("SIDUS_LAB") != "" {
+		t.Fatal("the lab's kernel has no device mapper")
+	}
+	t.Skip("SKIPPED: this kernel has no device mapper; the test runs in the lab (go test ./tests/labdisk)")
+}
+
+func (g *group) get(t testing.TB) string {
+	t.Helper()
+	g.once.Do(func() {
+		if g.dir, g.err = os.MkdirTemp("", "sidus-lvm-test-"); g.err != nil {
+			return
+		}
+		// With a hyphen, which the device mapper doubles.
+		g.name = "sidustest-" + strings.ToLower(rand.Text()[:8])
+		file := filepath.Join(g.dir, "disk")
+		g.err = errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 40<<30))
+		if g.err != nil {
+			return
+		}
+		var out []byte
+		if out, g.err = exec.Command("losetup", "--find", "--show", file).Output(); g.err != nil {
+			return
+		}
+		g.device = strings.TrimSpace(string(out))
+		if g.err = command("pvcreate", "--yes", "--metadatasize", "16m", g.device); g.err == nil {
+			g.err = command("vgcreate", g.name, g.device)
+		}
+	})
+	if g.err != nil {
+		t.Fatal(g.err)
+	}
+	return g.name
+}
+
+func (g *group) destroy() error {
+	if g.dir == "" {
+		return nil
+	}
+	var err error
+	if g.device != "" {
+		err = errors.Join(command("vgremove", "--yes", "--force", g.name), command("losetup", "--detach", g.device))
+	}
+	return errors.Join(err, os.RemoveAll(g.dir))
+}
+
+func command(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// must runs a program.
+func must(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// poolOptions are those of a store in a new thin pool of the test group, which
+// goes away with the test.
+func poolOptions(t testing.TB) Options {
+	requireThin(t)
+	vg := testGroup.get(t)
+	pool := "pool-" + strings.ToLower(rand.Text()[:8])
+	must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "2g", "--poolmetadatasize", "32m", "--name", pool, vg)
+	t.Cleanup(func() {
+		if err := command("lvremove", "--yes", "--force", vg+"/"+pool); err != nil {
+			t.Error(err)
+		}
+		// The next pool has volumes of the same names.
+		if out := must(t, "lvs", "--noheadings", "-o", "lv_name", vg); strings.Contains(out, "sidus.") {
+			t.Errorf("left: %s", out)
+		}
+	})
+	return Options{ThinPool: vg + "/" + pool, RunDir: filepath.Join(t.TempDir(), "run"), VolumeSize: 4 << 30}
+}
+
+func fileOptions(t testing.TB) Options {
+	requireThin(t)
+	dir := t.TempDir()
+	return Options{File: filepath.Join(dir, "store.lvm"), RunDir: filepath.Join(dir, "run"), Size: 2 << 30, VolumeSize: 4 << 30}
+}
+
+func backend(t testing.TB, o Options) *storetest.Backend {
+	var before func(string) error
+	o.Step = func(step string) error {
+		if before == nil {
+			return nil
+		}
+		return before(step)
+	}
+	s, err := Init(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		before = nil
+		if err := s.Detach(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return &storetest.Backend{
+		Store: s,
+		Open: func(t testing.TB) store.Store {
+			other, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return other
+		},
+		Inject: func(hook func(string) error) { before = hook },
+	}
+}
+
+func newBackend(t testing.TB) *storetest.Backend { return backend(t, poolOptions(t)) }
+
+func TestThinPool(t *testing.T) { storetest.Run(t, newBackend) }
+
+func BenchmarkThinPool(b *testing.B) { storetest.Benchmark(b, newBackend) }
+
+// open makes a store for a test of this backend alone.
+func open(t testing.TB, o Options) *Store {
+	return backend(t, o).Store.(*Store)
+}
