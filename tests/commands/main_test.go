@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// binary is the program under test.
-var binary string
+// program is the binary under test.
+var program string
 
 // helperVariable makes this test program do something else than test, see
 // helpers.
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	status := 1
-	if binary, err = findBinary(dir); err != nil {
+	if program, err = findBinary(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	} else {
 		status = m.Run()
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// findBinary takes SIDUS_BIN, or builds a binary into dir: one that lies
+// findBinary takes SIDUS_BIN, or builds a program into dir: one that lies
 // around may be of yesterday.
 func findBinary(dir string) (string, error) {
 	if path := os.Getenv("SIDUS_BIN"); path != "" {

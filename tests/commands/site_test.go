@@ -149,7 +149,7 @@ type result struct {
 }
 
 func (s *site) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(program, args...)
 	cmd.Env = append(append(os.Environ(), "SIDUS_STATE="+s.dir, s.mark), s.env...)
 	return cmd
 }
