@@ -26,6 +26,14 @@ type Reporter interface {
 	Report(ctx context.Context, session protocol.SessionID, client netip.Addr, r protocol.Report) (protocol.Reply, error)
 }
 
+// Orderer gives orders to agents. Orders waits until there are orders for a
+// session with a number greater than after, or until ctx is done: no orders
+// are no error. The error wraps protocol.ErrUnknownSession if there is no such
+// session.
+type Orderer interface {
+	Orders(ctx context.Context, session protocol.SessionID, after int64) ([]protocol.Order, error)
+}
+
 // Server is the HTTP server of machines that boot. What it lacks (a nil
 // field) is answered with 404. Its fields must not be changed once it serves.
 type Server struct {
@@ -37,6 +45,8 @@ type Server struct {
 	Loaders fs.FS
 	// Reports takes the reports of agents.
 	Reports Reporter
+	// Orders gives orders to agents.
+	Orders Orderer
 	// Steps is told how far boots have got; nil means nobody.
 	Steps pxe.Stepper
 	// Healthy says what keeps the server from working; nil means nothing does.
@@ -124,6 +134,9 @@ func (s *Server) Handler() http.Handler {
 	}
 	if s.Reports != nil {
 		mux.HandleFunc("POST /v1/sessions/{session}/report", h.report)
+	}
+	if s.Orders != nil {
+		mux.HandleFunc("GET /v1/sessions/{session}/orders", h.orders)
 	}
 	return mux
 }

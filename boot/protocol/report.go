@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 )
 
 // MaxReport is the number of bytes that a report may have.
@@ -22,7 +23,12 @@ type Event string
 const (
 	EventUp        Event = "up"        // the system has come up
 	EventHeartbeat Event = "heartbeat" // it still runs
+	// The outcome of an order. Only a server that gives orders is told.
+	EventUpdated      Event = "updated"
+	EventUpdateFailed Event = "update-failed"
 )
+
+var events = []Event{EventUp, EventHeartbeat, EventUpdated, EventUpdateFailed}
 
 // Report is what an agent tells the server.
 type Report struct {
@@ -36,6 +42,8 @@ type Report struct {
 	Kernel string `json:"kernel"`
 	// Address is the IP address that the node has on the card it booted with.
 	Address string `json:"address"`
+	// Outcome goes with EventUpdated and EventUpdateFailed.
+	Outcome *Outcome `json:"outcome,omitempty"`
 }
 
 // Reply is what the server answers to a report.
@@ -52,7 +60,7 @@ func (r Report) Validate() error {
 		return fmt.Errorf("report: %w", ErrTooNew)
 	case r.Protocol < 1:
 		return fmt.Errorf("report: %w: protocol %d", ErrMalformed, r.Protocol)
-	case r.Event != EventUp && r.Event != EventHeartbeat:
+	case !slices.Contains(events, r.Event):
 		return fmt.Errorf("report: %w: event %.40q", ErrMalformed, r.Event)
 	case !(r.UptimeSeconds >= 0 && r.UptimeSeconds < 1e10): // NaN fails too
 		return fmt.Errorf("report: %w: uptime_seconds is %v", ErrMalformed, r.UptimeSeconds)
@@ -60,6 +68,14 @@ func (r Report) Validate() error {
 		return fmt.Errorf("report: %w: kernel %.40q", ErrMalformed, r.Kernel)
 	case len(r.FailedUnits) > maxUnits:
 		return fmt.Errorf("report: %w: %d failed units", ErrMalformed, len(r.FailedUnits))
+	}
+	if withOutcome := r.Event == EventUpdated || r.Event == EventUpdateFailed; withOutcome != (r.Outcome != nil) {
+		return fmt.Errorf("report: %w: event %s, and an outcome of an order: %v", ErrMalformed, r.Event, r.Outcome != nil)
+	}
+	if r.Outcome != nil {
+		if err := r.Outcome.validate(r.Event); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
 	}
 	for _, u := range r.FailedUnits {
 		if u == "" || len(u) > maxUnitName || hasControl(u) {

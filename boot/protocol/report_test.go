@@ -21,7 +21,7 @@ const goodReport = `{"protocol":1,"event":"up","failed_units":["x.service"],"upt
 
 func TestDecodeReport(t *testing.T) {
 	got, err := DecodeReport(strings.NewReader(goodReport))
-	want := Report{1, EventUp, []string{"x.service"}, 12.3, "6.1.0", "10.0.0.7"}
+	want := Report{1, EventUp, []string{"x.service"}, 12.3, "6.1.0", "10.0.0.7", nil}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
