@@ -8,14 +8,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/dustin/go-humanize"
-	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
-	"sidus/btrfs"
 	"sidus/image/catalog"
 )
 
@@ -30,12 +26,10 @@ func initCommand() *cli.Command {
 				"`init` with the same options does nothing.",
 			"sidus init",
 			"sidus init --size 200G",
-			"sidus init --path /srv/btrfs/sidus"),
-		Flags: changes(
-			&cli.StringFlag{Name: "backend", Value: "auto", Usage: "`KIND` of store: auto or btrfs"},
-			&cli.StringFlag{Name: "path", Usage: "an empty folder `DIR` of a btrfs file system that exists"},
-			&cli.StringFlag{Name: "size", Value: "40G", Usage: "the size of the loop file: `BYTES`, with K, M, G or T"},
-		),
+			"sidus init --path /srv/btrfs/sidus",
+			"sidus init --dataset tank/sidus",
+			"sidus init --thin-pool vg0/sidus --file-system xfs"),
+		Flags: changes(storeFlags()...),
 		Action: func(c *cli.Context) error {
 			setVerbosity(c)
 			if _, err := want(c); err != nil {
@@ -50,16 +44,15 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 	if err := requireRoot(); err != nil {
 		return err
 	}
-	if backend := c.String("backend"); backend != "auto" && backend != "btrfs" {
-		return usagef("--backend %s: this sidus knows auto and btrfs", backend)
-	}
-	size, err := humanize.ParseBytes(c.String("size") + "iB")
+	size, err := parseSize("size", c.String("size"))
 	if err != nil {
-		if size, err = humanize.ParseBytes(c.String("size")); err != nil {
-			return usagef("--size %s: it is a number of bytes, with K, M, G or T", c.String("size"))
-		}
+		return err
 	}
 	layout, err := layoutOf(c)
+	if err != nil {
+		return err
+	}
+	config, err := storeConfigOf(c, layout.StoreFile())
 	if err != nil {
 		return err
 	}
@@ -74,17 +67,9 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cat.Close()) }()
-	config := storeConfig{Backend: "btrfs"}
-	if path := c.String("path"); path != "" {
-		if config.Path, err = filepath.Abs(path); err != nil {
-			return err
-		}
-	} else {
-		config.File = layout.StoreFile()
-	}
 	if old, err := readStoreConfig(ctx, cat); err == nil {
 		// Without a place, "what is there" is meant.
-		if c.String("path") == "" {
+		if config.File != "" && c.String("backend") == "auto" {
 			config = old
 		}
 		if old != config {
@@ -94,9 +79,7 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 	if err := makeSiteKey(layout.SiteKey()); err != nil {
 		return fmt.Errorf("make the site's key: %w", err)
 	}
-	options := config.options()
-	options.Size = int64(size)
-	opened, err := btrfs.Init(ctx, options)
+	opened, err := config.make(ctx, size)
 	if err != nil {
 		return err
 	}
@@ -114,12 +97,16 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 	})
 }
 
-// place names the store for people.
-func (c storeConfig) place() string {
-	if c.File != "" {
-		return c.File
+// parseSize reads a number of bytes; K, M, G and T are powers of 1024.
+func parseSize(option, text string) (int64, error) {
+	size, err := humanize.ParseBytes(text + "iB")
+	if err != nil {
+		size, err = humanize.ParseBytes(text)
 	}
-	return c.Path
+	if err != nil || size > 1<<60 {
+		return 0, usagef("--%s %s: it is a number of bytes, with K, M, G or T", option, text)
+	}
+	return int64(size), nil
 }
 
 func writeStoreConfig(ctx context.Context, cat *catalog.Catalog, config storeConfig, message string) error {
@@ -163,14 +150,11 @@ func unmountCommand() *cli.Command {
 			if err := errors.Join(err, cat.Close()); err != nil {
 				return err
 			}
-			if config.File == "" {
-				logrus.Infof("%s is not a store of its own: nothing to unmount", config.Path)
-				return nil
-			}
-			if _, err := os.Stat(config.File); err != nil {
+			opened, err := config.open(c.Context)
+			if err != nil {
 				return err
 			}
-			return btrfs.Detach(c.Context, config.options())
+			return opened.Detach(c.Context)
 		},
 	}
 }

@@ -68,7 +68,9 @@ func newFrontEnd(c *cli.Context, s *site) (*frontend.Server, error) {
 		NFSPort:   c.Int("nfs-port"),
 		Loaders:   pxe.Loaders{BIOS: c.String("bios-loader"), EFI: c.String("efi-loader"), NoScript: c.Bool("no-ipxe-script")},
 		Log:       log,
-		Ready:     notifyReady,
+		// Snapshots of ZFS and LVM are mounted when they are first asked for.
+		KeepCapabilities: s.config.mounts(),
+		Ready:            notifyReady,
 	}
 	if text := c.String("listen"); text != "" {
 		if server.Listen, err = netip.ParseAddr(text); err != nil {

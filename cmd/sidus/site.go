@@ -15,35 +15,23 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
-	"sidus/btrfs"
 	"sidus/image"
 	"sidus/image/catalog"
-	"sidus/image/store"
 )
 
 // site is an open state folder: catalog, store, and what works on them.
 type site struct {
 	layout  image.Layout
 	catalog *catalog.Catalog
-	store   store.Store
+	store   openStore
+	config  storeConfig
 	manager *image.Manager
 	actor   catalog.Actor
 	message string
 }
 
-// storeConfig says which store a state folder uses. It is kept in the catalog
-// under metaStore.
-type storeConfig struct {
-	Backend string `json:"backend"`        // btrfs
-	File    string `json:"file,omitempty"` // the loop file of the embedded store
-	Path    string `json:"path,omitempty"` // a folder in an existing btrfs file system
-}
-
+// metaStore is the catalog's key for the storeConfig.
 const metaStore = "store"
-
-func (c storeConfig) options() btrfs.Options {
-	return btrfs.Options{File: c.File, Path: c.Path, Log: logrus.StandardLogger()}
-}
 
 // siteAction is a command that works on an open state folder.
 func siteAction(body func(ctx context.Context, c *cli.Context, s *site) error) cli.ActionFunc {
@@ -97,9 +85,8 @@ func openSite(ctx context.Context, c *cli.Context) (s *site, err error) {
 		}
 		return nil, err
 	}
-	config, err := readStoreConfig(ctx, s.catalog)
-	if err == nil {
-		s.store, err = btrfs.Open(ctx, config.options())
+	if s.config, err = readStoreConfig(ctx, s.catalog); err == nil {
+		s.store, err = s.config.open(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.catalog.Close())
@@ -139,17 +126,33 @@ func (s *site) siteKey() (key [32]byte, err error) {
 	return [32]byte(text), nil
 }
 
-// makeSiteKey makes the site's key, if there is none.
-func makeSiteKey(path string) error {
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails, see crypto/rand
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) {
+// makeSiteKey makes the site's key, if there is none. It has its name when all
+// of it is on disk, and takes the place of nothing.
+func makeSiteKey(path string) (err error) {
+	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails, see crypto/rand
+	temp := filepath.Join(filepath.Dir(path), ".new-"+filepath.Base(path))
+	file, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = file.Write(key[:])
-	return errors.Join(err, file.Sync(), file.Close())
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, fs.ErrExist) { // another init was quicker
+		return os.Remove(temp)
+	}
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
