@@ -180,14 +180,7 @@ func (m *Manager) Rollback(ctx context.Context, tree string, to store.SnapshotID
 		if err != nil {
 			return err
 		}
-		if len(changes) > 0 {
-			saved, err := m.snapshotVolume(ctx, t, t.Head, t.Base, SnapshotOptions{Message: "the head before a rollback"}, nil)
-			if err != nil {
-				return err
-			}
-			report.Saved = &saved
-		}
-		if err := m.resetHead(ctx, t, to); err != nil {
+		if report.Saved, err = m.resetHead(ctx, t, to, len(changes) > 0); err != nil {
 			return err
 		}
 		if report.To, err = m.SnapshotByID(ctx, to); err != nil {
@@ -198,16 +191,36 @@ func (m *Manager) Rollback(ctx context.Context, tree string, to store.SnapshotID
 	return report, err
 }
 
-// resetHead replaces the head by a clone of a snapshot.
-func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID) error {
+// resetHead replaces the head by a clone of a snapshot. What the head held is
+// kept in a snapshot, if save is set.
+func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID, save bool) (saved *Snapshot, err error) {
 	head := store.NewVolumeID()
-	return m.run(ctx, operation{
-		action:  "rollback",
-		makes:   []store.VolumeID{head},
-		removes: []store.VolumeID{t.Head},
-		uses:    []store.SnapshotID{to},
-		work:    func(ctx context.Context) error { return m.store.Clone(ctx, to, head) },
+	var kept []store.SnapshotID
+	if save {
+		kept = []store.SnapshotID{store.NewSnapshotID()}
+	}
+	err = m.run(ctx, operation{
+		action:    "rollback",
+		makes:     []store.VolumeID{head},
+		removes:   []store.VolumeID{t.Head},
+		snapshots: kept,
+		uses:      []store.SnapshotID{to},
+		work: func(ctx context.Context) error {
+			for _, id := range kept {
+				if err := m.store.Snapshot(ctx, t.Head, id); err != nil {
+					return err
+				}
+			}
+			return m.store.Clone(ctx, to, head)
+		},
 		commit: func(tx *sql.Tx) error {
+			for _, id := range kept {
+				s, err := m.insertSnapshot(tx, t, id, t.Base, SnapshotOptions{Message: "the head before a rollback"})
+				if err != nil {
+					return err
+				}
+				saved = &s
+			}
 			if err := setHead(tx, t.ID, head, to); err != nil {
 				return err
 			}
@@ -218,6 +231,7 @@ func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID) er
 			return m.record(tx, "rollback", t.ID, "rolled the head of %s back to %s", t.Name, target.Ref())
 		},
 	})
+	return saved, err
 }
 
 func fillRollbackReport(tx *sql.Tx, t Tree, report *RollbackReport) error {
