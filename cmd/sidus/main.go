@@ -67,7 +67,7 @@ func newApp() *cli.App {
 			snapshotCommand(), branchCommand(), rollbackCommand(), deleteCommand(), renameCommand(),
 			shellCommand(), execCommand(),
 			promoteCommand(), channelCommand(),
-			networkCommand(), nodeCommand(), serveCommand(), statusCommand(),
+			networkCommand(), nodeCommand(), serveCommand(), statusCommand(), benchCommand(),
 			checkCommand(), unmountCommand(),
 		},
 		Action: func(c *cli.Context) error {
