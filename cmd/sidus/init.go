@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v2"
@@ -56,6 +58,13 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	entries, _ := os.ReadDir(layout.Dir)
+	fresh := len(entries) == 0 // what is in it later, this init has made
+	defer func() {
+		if fresh && err != nil {
+			err = errors.Join(err, removeContents(layout.Dir))
+		}
+	}()
 	if err := layout.Make(); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
@@ -83,6 +92,7 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	fresh = false
 	defer func() { err = errors.Join(err, opened.Close()) }()
 	if err := writeStoreConfig(ctx, cat, config, c.String("message")); err != nil {
 		return err
@@ -95,6 +105,21 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 		fmt.Fprintf(w, "state folder %s, store %s: %s can be written\n", layout.Dir, config.place(), humanize.IBytes(uint64(max(0, usage.Available))))
 		fmt.Fprintln(w, "next: `sidus build RECIPE`, or `sidus import TREE --dir DIR`")
 	})
+}
+
+// removeContents removes what is in a folder, and the folder if it can.
+func removeContents(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, entry.Name())); err != nil {
+			return err
+		}
+	}
+	_ = os.Remove(dir) // it may be a mount point, or not ours
+	return nil
 }
 
 // parseSize reads a number of bytes; K, M, G and T are powers of 1024.
