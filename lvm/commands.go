@@ -107,18 +107,10 @@ func (p *place) node(name lv) string {
 }
 
 // activate makes the device of a logical volume.
-func (p *place) activate(ctx context.Context, name lv) error {
-	if _, err := p.lvm(ctx, "lvchange", "--activate", "y", "--ignoreactivationskip", "--monitor", "n", p.full(name)); err != nil {
-		return classify(name, name, err)
-	}
-	if _, err := os.Stat(p.node(name)); err == nil {
-		return nil
-	}
-	// Nobody made the node: a container has its own /dev.
-	if err := p.opts.run(ctx, "dmsetup", "mknodes", mapperName(p.group, string(name))); err != nil {
-		return classify(name, name, err)
-	}
-	return nil
+func (p *place) activate(ctx context.Context, name lv, more ...string) error {
+	args := append([]string{"--activate", "y", "--ignoreactivationskip", "--monitor", "n"}, more...)
+	_, err := p.lvm(ctx, "lvchange", append(args, p.full(name))...)
+	return classify(name, name, err)
 }
 
 // deactivate takes the device of a logical volume away, if there is one.

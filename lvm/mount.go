@@ -71,11 +71,11 @@ func (s *Store) mountNode(name lv, folder string, readOnly bool) error {
 
 // mountAt activates a logical volume and mounts it.
 func (s *Store) mountAt(ctx context.Context, name lv, folder string, readOnly bool) error {
-	if _, err := s.finished(ctx, name); err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	if err := s.activate(ctx, name); err != nil {
+	if err := s.activateFinished(ctx, name); err != nil {
 		return err
 	}
 	err := s.mountNode(name, folder, readOnly)
@@ -85,6 +85,32 @@ func (s *Store) mountAt(ctx context.Context, name lv, folder string, readOnly bo
 		}
 	}
 	return err
+}
+
+// activateFinished activates something that is not half-made.
+func (s *Store) activateFinished(ctx context.Context, name lv) error {
+	if _, err := os.Lstat(s.node(name)); err == nil {
+		// A process was killed: it may be anything.
+		if _, err := s.finished(ctx, name); err != nil {
+			return err
+		}
+	}
+	// One command instead of two: what is not selected stays inactive.
+	selection := fmt.Sprintf(`pool_lv="%s" && lv_tags!="%s"`, s.pool, tagNew)
+	if err := s.activate(ctx, name, "--select", selection); err != nil {
+		return err
+	}
+	if _, err := os.Stat(s.node(name)); err == nil {
+		return nil
+	}
+	if _, err := s.finished(ctx, name); err != nil {
+		return err
+	}
+	// Nobody made the node: a container has its own /dev.
+	if err := s.opts.run(ctx, "dmsetup", "mknodes", mapperName(s.group, string(name))); err != nil {
+		return classify(name, name, err)
+	}
+	return nil
 }
 
 // mount is the use of a mounted volume or snapshot.

@@ -28,16 +28,16 @@ func innerReserve(size int64) int64 { return min(256<<20, size/32) }
 // Usage implements store.Store. It is the thin pool's: if others use it too,
 // theirs counts.
 func (s *Store) Usage(ctx context.Context) (store.Usage, error) {
-	u, _, err := s.usage(ctx)
+	status, err := s.poolStatus(ctx)
+	if err != nil {
+		return store.Usage{}, err
+	}
+	u, _, err := s.usageOf(status)
 	return u, err
 }
 
-// usage also names what limits Available.
-func (s *Store) usage(ctx context.Context) (u store.Usage, limit string, err error) {
-	status, err := s.poolStatus(ctx)
-	if err != nil {
-		return u, "", err
-	}
+// usageOf also names what limits Available.
+func (s *Store) usageOf(status poolStatus) (u store.Usage, limit string, err error) {
 	pool := s.group + "/" + s.pool
 	u.Size, u.Used = status.dataSize*s.chunk, status.dataUsed*s.chunk
 	reserve := innerReserve(u.Size)
@@ -82,9 +82,10 @@ func (s *Store) poolStatus(ctx context.Context) (poolStatus, error) {
 	return status, nil
 }
 
-// refuseFull returns ErrNoSpace if there is no space to begin work. What keeps
-// the end of work (begin is false) may use the reserve.
-func (s *Store) refuseFull(ctx context.Context, name lv, begin bool) error {
+// refuseFull returns ErrNoSpace if the thin pool has no space for work. What
+// begins work leaves a reserve, what keeps the end of it may use that: the limit
+// of the metadata, in hundredths, is maxMetadata or maxMetadataSnapshot.
+func (s *Store) refuseFull(ctx context.Context, name lv, limit int64) error {
 	status, err := s.poolStatus(ctx)
 	if err != nil {
 		return err
@@ -92,40 +93,42 @@ func (s *Store) refuseFull(ctx context.Context, name lv, begin bool) error {
 	if status.mode == "ro" {
 		return fmt.Errorf("%v: %w: the thin pool is read-only: its metadata is full or damaged (lvs -a %s; lvmthin(7))", name, store.ErrUnavailable, s.group)
 	}
-	metadataLimit, groupLimit := int64(maxMetadata), int64(groupReserve)
-	if !begin {
-		metadataLimit, groupLimit = maxMetadataSnapshot, groupReserveSnapshot
-	}
-	if status.metadataUsed*100 >= status.metadataSize*metadataLimit {
+	if status.metadataUsed*100 >= status.metadataSize*limit {
 		return fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, metadataFull(s.group+"/"+s.pool, status))
 	}
-	if begin {
-		u, limit, err := s.usage(ctx)
-		if err != nil {
-			return err
-		}
-		if u.Available <= 0 {
-			return fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, limit)
-		}
+	if limit > maxMetadata {
+		return nil
 	}
-	return s.refuseFullGroup(ctx, name, groupLimit)
+	u, why, err := s.usageOf(status)
+	if err == nil && u.Available <= 0 {
+		err = fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, why)
+	}
+	return err
 }
 
 // refuseFullGroup returns ErrNoSpace if the volume group's metadata has less
 // than limit bytes free.
 func (s *Store) refuseFullGroup(ctx context.Context, name lv, limit int64) error {
-	rows, err := s.report(ctx, "vgs", "vg_mda_free,vg_mda_size,lv_count", s.group)
+	rows, err := s.report(ctx, "vgs", "vg_mda_free,vg_mda_size", s.group)
 	if err != nil {
 		return classify(s.opts.place(), "", err)
 	}
 	for _, r := range rows {
-		free, err := r.number("vg_mda_free")
-		if err != nil {
+		if err := s.checkGroup(name, r, limit); err != nil {
 			return err
 		}
-		if free < limit {
-			return fmt.Errorf("%v: %w: the metadata of the volume group %s is full: %s of %s are free, with %s volumes; destroy snapshots that are not needed (sidus gc), or move it to disks with more: pvcreate --metadatasize 64m DISK, vgextend, pvmove, vgreduce", name, store.ErrNoSpace, s.group, human(free), sizeOf(r), r["lv_count"])
-		}
+	}
+	return nil
+}
+
+// checkGroup is refuseFullGroup with what LVM has said already.
+func (s *Store) checkGroup(name lv, r row, limit int64) error {
+	free, err := r.number("vg_mda_free")
+	if err != nil {
+		return err
+	}
+	if free < limit {
+		return fmt.Errorf("%v: %w: the metadata of the volume group %s is full: %s of %s are free; destroy snapshots that are not needed (sidus gc), or move it to disks with more: pvcreate --metadatasize 64m DISK, vgextend, pvmove, vgreduce", name, store.ErrNoSpace, s.group, human(free), sizeOf(r))
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // itemColumns are what is asked of a logical volume of the store.
-const itemColumns = "lv_name,lv_tags,pool_lv,lv_time,lv_size"
+const itemColumns = "lv_name,lv_tags,pool_lv,lv_time,lv_size,vg_mda_free,vg_mda_size"
 
 // lookUp asks for one logical volume of the pool. ErrNotFound if it is missing
 // or not in the pool.
@@ -60,6 +60,9 @@ func (s *Store) CreateVolumeWith(ctx context.Context, v store.VolumeID, fs FileS
 	if err := s.begin(ctx, name); err != nil {
 		return err
 	}
+	if err := s.refuseFullGroup(ctx, name, groupReserve); err != nil {
+		return err
+	}
 	return s.makeVolume(ctx, name, pointOfVolume(v), fs, size)
 }
 
@@ -68,7 +71,7 @@ func (s *Store) begin(ctx context.Context, name lv) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.refuseFull(ctx, name, true)
+	return s.refuseFull(ctx, name, maxMetadata)
 }
 
 // makeVolume makes a logical volume with an empty file system. Until all is
@@ -83,16 +86,13 @@ func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSy
 	}
 	_, err = s.lvm(clean, "lvcreate", "--yes", "--type", "thin", "--thinpool", s.pool, "--name", string(name),
 		"--virtualsize", fmt.Sprintf("%dk", (size+1023)/1024), "--addtag", tagNew, "--setactivationskip", "y",
-		"--activate", "n", "--wipesignatures", "n", s.group)
+		"--activate", "y", "--ignoreactivationskip", "--monitor", "n", "--wipesignatures", "n", s.group)
 	if err != nil {
 		return classify(name, name, err)
 	}
 	undo.add(func() error { return s.remove(clean, name) })
 	// Whoever finds it half-made must not remove it meanwhile.
 	held, err := s.points.Hold(point, func(folder string) error {
-		if err := s.activate(clean, name); err != nil {
-			return err
-		}
 		err := s.format(ctx, name, fs)
 		if err == nil {
 			err = s.empty(clean, name, folder)
@@ -168,7 +168,10 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := s.refuseFull(ctx, target, false); err != nil {
+	if err := s.refuseFull(ctx, target, maxMetadataSnapshot); err != nil {
+		return err
+	}
+	if err := s.refuseFullGroup(ctx, target, groupReserveSnapshot); err != nil {
 		return err
 	}
 	// Mounted, the file system can be frozen; and the journal of one that was
@@ -257,7 +260,11 @@ func (s *Store) Clone(ctx context.Context, id store.SnapshotID, v store.VolumeID
 	if err := s.begin(ctx, target); err != nil {
 		return err
 	}
-	if _, err := s.finished(ctx, source); err != nil {
+	found, err := s.finished(ctx, source)
+	if err != nil {
+		return err
+	}
+	if err := s.checkGroup(target, found, groupReserve); err != nil {
 		return err
 	}
 	return s.makeSnapshot(ctx, "clone", source, target, "rw")

@@ -1,0 +1,260 @@
+package lvm
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sidus/image/store"
+)
+
+func made(t *testing.T, s *Store, fs FileSystem) store.VolumeID {
+	t.Helper()
+	v := store.NewVolumeID()
+	if err := s.CreateVolumeWith(t.Context(), v, fs, MinVolumeSize); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func taken(t *testing.T, s *Store, v store.VolumeID) store.SnapshotID {
+	t.Helper()
+	id := store.NewSnapshotID()
+	if err := s.Snapshot(t.Context(), v, id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// TestFile makes a store in a loop file, with both file systems in it, takes
+// it away, and opens it again.
+func TestFile(t *testing.T) {
+	o := fileOptions(t)
+	o.DiskReserve = 1
+	ctx := t.Context()
+	s := open(t, o)
+	files := map[store.SnapshotID]string{}
+	for _, fs := range []FileSystem{Ext4, XFS} {
+		v := made(t, s, fs)
+		m, err := s.MountVolume(ctx, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Taken while a file is open and unlinked: what must not need recovery.
+		file, err := os.Create(filepath.Join(m.Path(), "unlinked"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.WriteFile(filepath.Join(m.Path(), "file"), []byte(fs), 0o644), os.Remove(file.Name())); err != nil {
+			t.Fatal(err)
+		}
+		id := taken(t, s, v)
+		files[id] = string(fs)
+		if fs == Ext4 {
+			name, _ := lvOfSnapshot(id)
+			if err := s.activate(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+			if features := must(t, "dumpe2fs", "-h", s.node(name)); strings.Contains(features, "needs_recovery") {
+				t.Error("the snapshot was not taken frozen")
+			}
+			if err := s.deactivate(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(file.Close(), m.Unmount(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		// The clone of a snapshot has the same UUID and is mounted beside it.
+		w := store.NewVolumeID()
+		if err := s.Clone(ctx, id, w); err != nil {
+			t.Fatal(err)
+		}
+		one, err1 := s.MountSnapshot(ctx, id)
+		two, err2 := s.MountVolume(ctx, w)
+		three, err3 := s.MountVolume(ctx, v)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(one.Unmount(ctx), two.Unmount(ctx), three.Unmount(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		// It grows while it is in use.
+		if m, err = s.MountVolume(ctx, w); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Resize(ctx, w, 2*MinVolumeSize); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := s.Capacity(ctx, w); err != nil || c.Size < 2*MinVolumeSize*8/10 || c.Free > c.Size {
+			t.Errorf("%s: %+v, %v", fs, c, err)
+		}
+		if err := s.Resize(ctx, w, MinVolumeSize); !errors.Is(err, store.ErrUnsupported) {
+			t.Errorf("%s: it shrinks: %v", fs, err)
+		}
+		if err := m.Unmount(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Keep(ctx, "catalog", strings.NewReader("kept")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Detach(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if loops := must(t, "losetup", "--list", "--noheadings", "--output", "BACK-FILE"); strings.Contains(loops, o.File) {
+		t.Errorf("the loop device is still there: %s", loops)
+	}
+	again, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range files {
+		m, err := again.MountSnapshot(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(filepath.Join(m.Path(), "file")); string(text) != want {
+			t.Errorf("the snapshot says %q, %v", text, err)
+		}
+		if err := m.Unmount(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+	garbage := o
+	garbage.File = filepath.Join(t.TempDir(), "garbage")
+	if err := os.WriteFile(garbage.File, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(ctx, garbage); !errors.Is(err, ErrNotAStore) {
+		t.Errorf("a file of zeros: %v", err)
+	}
+	if loops := must(t, "losetup", "--list", "--noheadings", "--output", "BACK-FILE"); strings.Contains(loops, garbage.File) {
+		t.Errorf("a file that is no store keeps its loop device: %s", loops)
+	}
+}
+
+// TestCutOff copies the file of a store whose volume is in use: what a reset
+// leaves. The volume's journal is replayed before a snapshot is taken of it.
+func TestCutOff(t *testing.T) {
+	o := fileOptions(t)
+	o.DiskReserve = 1
+	ctx := t.Context()
+	s := open(t, o)
+	v := made(t, s, Ext4)
+	m, err := s.MountVolume(ctx, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.Path(), "file"), []byte("synced"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := syncFileSystem(m.Path()); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "cp", "--sparse=always", o.File, o.File+".copy")
+	if err := errors.Join(m.Unmount(ctx), s.Detach(ctx), os.Rename(o.File+".copy", o.File)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := taken(t, again, v)
+	if m, err = again.MountSnapshot(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(m.Path(), "file")); string(text) != "synced" {
+		t.Errorf("the snapshot says %q, %v", text, err)
+	}
+	if err := errors.Join(m.Unmount(ctx), again.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFull fills what can be full: each is refused before, with a word on how
+// to extend it.
+func TestFull(t *testing.T) {
+	o := poolOptions(t)
+	ctx := t.Context()
+	s := open(t, o)
+	v := made(t, s, Ext4)
+	full := func(what, word string, err error) {
+		t.Helper()
+		if !errors.Is(err, store.ErrNoSpace) || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	status := poolStatus{metadataUsed: 10, metadataSize: 1000, dataUsed: 1, dataSize: 32768, mode: "rw"}
+	if u, _, err := s.usageOf(status); err != nil || u.Available <= 0 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	status.metadataUsed = 901
+	if u, why, _ := s.usageOf(status); u.Available != 0 || !strings.Contains(why, "--poolmetadatasize") {
+		t.Errorf("%+v, %s", u, why)
+	}
+	name, _ := lvOfVolume(store.NewVolumeID())
+	full("the volume group's metadata", "--metadatasize 64m", s.checkGroup(name, row{"vg_mda_free": "1000", "vg_mda_size": "520192"}, groupReserve))
+	// The data, for real.
+	big := store.NewVolumeID()
+	if err := s.CreateVolumeWith(ctx, big, Ext4, 4<<30); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.MountVolume(ctx, big)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		u, err := s.Usage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.Available == 0 {
+			break
+		}
+		chunk := min(u.Available, 256<<20) >> 20
+		must(t, "dd", "if=/dev/zero", "of="+filepath.Join(m.Path(), "noise"), "bs=1M", "oflag=append", "conv=notrunc,fsync", "count="+strconv.FormatInt(chunk+1, 10))
+	}
+	if err := m.Unmount(ctx); err != nil {
+		t.Fatal(err)
+	}
+	full("CreateVolume", "lvextend -L", s.CreateVolume(ctx, store.NewVolumeID()))
+	id := taken(t, s, v) // what was done can be kept
+	full("Clone", "lvextend -L", s.Clone(ctx, id, store.NewVolumeID()))
+	if err := s.DestroyVolume(ctx, big); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Clone(ctx, id, store.NewVolumeID()); err != nil {
+		t.Errorf("after there is space again: %v", err)
+	}
+}
+
+// TestWrongPlace opens what is no store.
+func TestWrongPlace(t *testing.T) {
+	o := poolOptions(t)
+	ctx := t.Context()
+	vg, pool, _ := splitThinPool(o.ThinPool)
+	if _, err := Open(ctx, o); !errors.Is(err, ErrNotAStore) {
+		t.Errorf("a pool that is no store: %v", err)
+	}
+	o.ThinPool = vg + "/none"
+	if _, err := Init(ctx, o); !errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), "lvcreate --type thin-pool") {
+		t.Errorf("a volume group without such a pool: %v", err)
+	}
+	o.ThinPool = "sidusnone/" + pool
+	if _, err := Init(ctx, o); !errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), "vgs") {
+		t.Errorf("no such volume group: %v", err)
+	}
+	must(t, "lvcreate", "--yes", "--size", "8m", "--name", "plain", vg)
+	defer must(t, "lvremove", "--yes", vg+"/plain")
+	o.ThinPool = vg + "/plain"
+	if _, err := Init(ctx, o); !errors.Is(err, ErrNotAStore) {
+		t.Errorf("a plain volume: %v", err)
+	}
+}
