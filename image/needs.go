@@ -81,8 +81,16 @@ func (f *needFinder) pins() error {
 	}, `SELECT pin, COALESCE(NULLIF(name, ''), mac) FROM node WHERE pin <> '' ORDER BY name, mac`)
 }
 
-// sessions finds the nodes that run a snapshot.
+// sessions finds the nodes that run a snapshot: they booted it, or have taken
+// it by a live update.
 func (f *needFinder) sessions() error {
+	if err := eachRow(f.tx, func(snapshot, node string) {
+		f.add(store.SnapshotID(snapshot), "session", node, "node "+node+" runs ", " since a live update")
+	}, `SELECT DISTINCT u.snapshot, COALESCE(NULLIF(node.name, ''), session.mac)
+		FROM live_update u JOIN session ON session.id = u.session LEFT JOIN node ON node.mac = session.mac
+		WHERE u.held = 1 AND session.ended IS NULL ORDER BY node.name, session.mac`); err != nil {
+		return err
+	}
 	return eachRow(f.tx, func(snapshot, node string) {
 		f.add(store.SnapshotID(snapshot), "session", node, "node "+node+" runs ", "")
 	}, `SELECT session.snapshot, COALESCE(NULLIF(node.name, ''), session.mac)

@@ -117,7 +117,9 @@ func (s *Server) Run(ctx context.Context) error {
 		s.serveNFS(ctx, group, nfsServer, follower, listeners)
 	}
 	if s.runs(HTTP) {
-		web := &boothttp.Server{Boot: booter, Files: files, Loaders: pxe.DebianLoaders, Reports: s.Registry, Steps: follower,
+		orders := node.NewOrders(s.Registry)
+		group.Go(func() error { return orders.Run(ctx) })
+		web := &boothttp.Server{Boot: booter, Files: files, Loaders: pxe.DebianLoaders, Reports: s.Registry, Orders: orders, Steps: follower,
 			Metrics: nfsServer.WriteMetrics, Log: s.Log}
 		for _, l := range listeners.http {
 			group.Go(func() error { return web.Serve(ctx, l) })

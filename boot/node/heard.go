@@ -104,8 +104,8 @@ func whoseSign(tx *sql.Tx, sign Sign) (s Session, found, reopened bool, err erro
 
 // lastEnded returns the session of sign that ended last.
 func lastEnded(tx *sql.Tx, sign Sign) (Session, bool, error) {
-	return one(tx, scanSession, selectSession+` WHERE s.ended IS NOT NULL AND s.address = ? AND s.snapshot = ?
-		ORDER BY s.opened DESC, s.rowid DESC`, addrText(sign.Client), string(sign.Snapshot))
+	return one(tx, scanSession, selectSession+` WHERE s.ended IS NOT NULL AND s.address = ? AND `+bootsOrHolds+`
+		ORDER BY s.opened DESC, s.rowid DESC`, addrText(sign.Client), string(sign.Snapshot), string(sign.Snapshot))
 }
 
 // Tick advances the served clock by the time since the last call in this

@@ -34,6 +34,8 @@ type Node struct {
 	Address netip.Addr `json:"address,omitzero"`
 	// Args are kernel arguments, after those of the network.
 	Args string `json:"args,omitempty"`
+	// Group is a label that many nodes may have, to name them together.
+	Group string `json:"group,omitempty"`
 	// Network is where it was last seen.
 	Network   string    `json:"network,omitempty"`
 	FirstSeen time.Time `json:"first_seen,omitzero"`
@@ -59,6 +61,7 @@ type NodeChange struct {
 	Pin     *store.SnapshotID
 	Address *netip.Addr
 	Args    *string
+	Group   *string
 }
 
 func (c NodeChange) apply(n Node) (Node, error) {
@@ -73,6 +76,7 @@ func (c NodeChange) apply(n Node) (Node, error) {
 	set(&n.Pin, c.Pin)
 	set(&n.Address, c.Address)
 	set(&n.Args, c.Args)
+	set(&n.Group, c.Group)
 	n.Name = strings.ToLower(n.Name)
 	n.Args = strings.TrimSpace(n.Args)
 	if n.Address.IsValid() {
@@ -224,6 +228,9 @@ func (r *Registry) validateNode(tx *sql.Tx, old, n Node, local []netip.Addr) err
 	if err := checkArgs(n.Args); err != nil {
 		return err
 	}
+	if n.Group != "" && !namePattern.MatchString(n.Group) {
+		return invalid("group %.80q: a group's name has 1 to 64 letters, digits and . _ + -, and begins with a letter or digit", n.Group)
+	}
 	if n.Pin != old.Pin && n.Pin != "" {
 		if err := checkPin(tx, n.Pin); err != nil {
 			return err
@@ -316,14 +323,14 @@ func checkNodeAddress(tx *sql.Tx, n Node, local []netip.Addr, now time.Time) err
 	return fmt.Errorf("address %s: %w: it is leased to %s until %s", n.Address, store.ErrInUse, holder, stamp(catalog.Time(expires)))
 }
 
-const nodeColumns = `mac, name, registered, channel, pin, address, args, network, first_seen, last_seen, created`
+const nodeColumns = `mac, name, registered, channel, pin, address, args, network, first_seen, last_seen, created, grp`
 
 func scanNode(rows *sql.Rows) (Node, error) {
 	var n Node
 	var mac, address string
 	var first, last sql.NullInt64
 	var created int64
-	err := rows.Scan(&mac, &n.Name, &n.Registered, &n.Channel, &n.Pin, &address, &n.Args, &n.Network, &first, &last, &created)
+	err := rows.Scan(&mac, &n.Name, &n.Registered, &n.Channel, &n.Pin, &address, &n.Args, &n.Network, &first, &last, &created, &n.Group)
 	if err != nil {
 		return n, err
 	}
@@ -360,12 +367,12 @@ func findNode(tx *sql.Tx, who string) (Node, error) {
 }
 
 func writeNode(tx *sql.Tx, n Node) error {
-	return write(tx, `INSERT INTO node (`+nodeColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	return write(tx, `INSERT INTO node (`+nodeColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (mac) DO UPDATE SET name = excluded.name, registered = excluded.registered, channel = excluded.channel,
 		pin = excluded.pin, address = excluded.address, args = excluded.args, network = excluded.network,
-		first_seen = excluded.first_seen, last_seen = excluded.last_seen`,
+		first_seen = excluded.first_seen, last_seen = excluded.last_seen, grp = excluded.grp`,
 		n.MAC.String(), n.Name, n.Registered, n.Channel, string(n.Pin), addrText(n.Address), n.Args, n.Network,
-		millisOrNull(n.FirstSeen), millisOrNull(n.LastSeen), catalog.Millis(n.Created))
+		millisOrNull(n.FirstSeen), millisOrNull(n.LastSeen), catalog.Millis(n.Created), n.Group)
 }
 
 // seen notes that a machine asked to boot. One that is not known is
@@ -408,5 +415,6 @@ func (n Node) fields(tx *sql.Tx) ([]field, error) {
 		{"pin", pin},
 		{"address", addrText(n.Address)},
 		{"arguments", n.Args},
+		{"group", n.Group},
 	}, nil
 }

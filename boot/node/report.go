@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"sidus/boot/protocol"
 	"sidus/image/catalog"
 )
@@ -61,12 +63,25 @@ func (r *Registry) Report(ctx context.Context, session protocol.SessionID, clien
 		if ended, err = reach(tx, &s, protocol.StepUp, now); err != nil {
 			return err
 		}
+		if report.Outcome != nil {
+			if err := finishOrder(tx, s.ID, *report.Outcome, now); err != nil {
+				return err
+			}
+		}
 		return writeSession(tx, s)
 	})
 	if err != nil {
 		return protocol.Reply{}, err
 	}
 	r.logReport(before, s)
+	if o := report.Outcome; o != nil {
+		entry := r.logSession(s).WithFields(logrus.Fields{"order": o.Order, "update": string(o.Snapshot)})
+		if o.Reason == "" {
+			entry.Info("live update: done")
+		} else {
+			entry.WithField("reason", o.Reason).Warn("live update: failed")
+		}
+	}
 	r.logEnded(ended)
 	return protocol.Reply{Protocol: protocol.Version, HeartbeatSeconds: HeartbeatSeconds}, nil
 }

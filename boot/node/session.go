@@ -53,6 +53,9 @@ type Session struct {
 	Kernel      string    `json:"kernel,omitempty"`
 	Ended       time.Time `json:"ended,omitzero"`
 	EndReason   EndReason `json:"end_reason,omitempty"`
+	// Updates are its live updates, the first first. Status, StatusOf and
+	// Sessions fill it in.
+	Updates []Update `json:"updates,omitempty"`
 
 	heardClock int64 // Heard on the served clock, in seconds
 }
@@ -89,7 +92,10 @@ func (r *Registry) Sessions(ctx context.Context, who string, limit int) ([]Sessi
 			return err
 		}
 		list, err = collect(tx, scanSession, selectSession+` WHERE s.mac = ? ORDER BY s.opened DESC, s.rowid DESC LIMIT ?`, n.MAC.String(), limit)
-		return err
+		if err != nil {
+			return err
+		}
+		return withUpdates(tx, list)
 	})
 	return list, err
 }

@@ -43,34 +43,43 @@ type Reboot struct {
 // Status returns the state of all nodes: known ones by name, then machines
 // that nobody has added.
 func (r *Registry) Status(ctx context.Context) ([]Status, error) {
-	list := []Status{}
-	err := r.catalog.View(ctx, func(tx *sql.Tx) error {
-		all, err := nodes(tx)
-		if err != nil {
-			return err
-		}
-		live, err := collect(tx, scanSession, selectSession+` WHERE s.ended IS NULL ORDER BY s.opened DESC, s.rowid DESC`)
-		if err != nil {
-			return err
-		}
-		byMAC := map[MAC][]Session{}
-		for _, s := range live {
-			byMAC[s.MAC] = append(byMAC[s.MAC], s)
-		}
-		nets, err := networks(tx)
-		if err != nil {
-			return err
-		}
-		for _, n := range all {
-			status, err := statusOf(tx, n, byMAC[n.MAC], nets)
-			if err != nil {
-				return err
-			}
-			list = append(list, status)
-		}
-		return nil
+	var list []Status
+	err := r.catalog.View(ctx, func(tx *sql.Tx) (err error) {
+		list, err = allStatus(tx)
+		return err
 	})
 	return list, err
+}
+
+func allStatus(tx *sql.Tx) ([]Status, error) {
+	all, err := nodes(tx)
+	if err != nil {
+		return nil, err
+	}
+	live, err := collect(tx, scanSession, selectSession+` WHERE s.ended IS NULL ORDER BY s.opened DESC, s.rowid DESC`)
+	if err != nil {
+		return nil, err
+	}
+	if err := withUpdates(tx, live); err != nil {
+		return nil, err
+	}
+	byMAC := map[MAC][]Session{}
+	for _, s := range live {
+		byMAC[s.MAC] = append(byMAC[s.MAC], s)
+	}
+	nets, err := networks(tx)
+	if err != nil {
+		return nil, err
+	}
+	list := []Status{}
+	for _, n := range all {
+		status, err := statusOf(tx, n, byMAC[n.MAC], nets)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, status)
+	}
+	return list, nil
 }
 
 // StatusOf returns the state of one node, given by name or hardware address.
@@ -84,6 +93,9 @@ func (r *Registry) StatusOf(ctx context.Context, who string) (Status, error) {
 		}
 		live, err := liveSessions(tx, n.MAC)
 		if err != nil {
+			return err
+		}
+		if err := withUpdates(tx, live); err != nil {
 			return err
 		}
 		nets, err := networks(tx)
@@ -149,6 +161,10 @@ func (r *Reboot) explain(tx *sql.Tx, s *Session) error {
 		r.Change, r.Text = ChangeNothing, "would boot nothing: "+r.Sentence()
 	case s == nil:
 		r.Change, r.Text = ChangeStart, "would boot "+r.Snapshot.String()+r.through()
+	case s.Runs().ID == r.Snapshot.ID && s.Snapshot.ID != r.Snapshot.ID:
+		r.Change, r.Text = ChangeOther, "would boot "+r.Snapshot.String()+" as a whole: so far only its /usr runs"
+	case s.Snapshot.ID == r.Snapshot.ID && s.Runs().ID != r.Snapshot.ID:
+		r.Change, r.Text = ChangeOther, "would boot "+r.Snapshot.String()+" again, without the live update"
 	case s.Snapshot.ID == r.Snapshot.ID:
 		r.Change, r.Text = ChangeNone, "would change nothing"
 	default:

@@ -117,6 +117,10 @@ func (r *Registry) logEnded(ended []Session) {
 	}
 }
 
+// bootsOrHolds is true of a session s that booted a snapshot, or took it by a
+// live update. The snapshot's ID is bound twice.
+const bootsOrHolds = `(s.snapshot = ? OR s.id IN (SELECT session FROM live_update WHERE held = 1 AND snapshot = ?))`
+
 // findSession reports false if no session fits.
 func findSession(tx *sql.Tx, p pxe.Progress) (Session, bool, error) {
 	if p.Session != "" {
@@ -130,6 +134,6 @@ func findSession(tx *sql.Tx, p pxe.Progress) (Session, bool, error) {
 	if !p.Client.IsValid() || p.Snapshot == "" {
 		return Session{}, false, nil
 	}
-	return one(tx, scanSession, selectSession+` WHERE s.ended IS NULL AND s.address = ? AND s.snapshot = ?
-		ORDER BY s.opened DESC, s.rowid DESC`, p.Client.String(), string(p.Snapshot))
+	return one(tx, scanSession, selectSession+` WHERE s.ended IS NULL AND s.address = ? AND `+bootsOrHolds+`
+		ORDER BY s.opened DESC, s.rowid DESC`, p.Client.String(), string(p.Snapshot), string(p.Snapshot))
 }

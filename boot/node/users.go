@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"sidus/boot/protocol"
+	"sidus/image/catalog"
 	"sidus/image/store"
 )
 
@@ -16,6 +17,7 @@ type UserKind string
 const (
 	UserPin     UserKind = "pin"     // a node is pinned to it
 	UserSession UserKind = "session" // a live session boots or runs it
+	UserUpdate  UserKind = "update"  // a live session takes it, or has taken it, by a live update
 )
 
 // User is a node that needs a snapshot.
@@ -24,7 +26,7 @@ type User struct {
 	Snapshot store.SnapshotID `json:"snapshot"`
 	MAC      MAC              `json:"mac"`
 	Node     string           `json:"node"` // its name, or hardware address
-	// Session is set for UserSession.
+	// Session is set for UserSession and UserUpdate.
 	Session protocol.SessionID `json:"session,omitempty"`
 	// Text is a sentence for people.
 	Text string `json:"text"`
@@ -88,5 +90,26 @@ func usersOf(tx *sql.Tx, id store.SnapshotID) ([]User, error) {
 			Text: fmt.Sprintf("node %s %s it since %s, last heard %s", s.Label(), verb, stamp(s.Opened), stamp(s.Heard)),
 		})
 	}
-	return users, nil
+	updates, err := collect(tx, scanUpdateUser, `SELECT u.snapshot, u.session, s.mac, COALESCE(d.name, ''), MIN(u.ordered), s.heard
+		FROM live_update u JOIN session s ON s.id = u.session LEFT JOIN node d ON d.mac = s.mac
+		WHERE u.held = 1 AND s.ended IS NULL AND (? = '' OR u.snapshot = ?) GROUP BY u.session, u.snapshot
+		ORDER BY d.name, s.mac, u.id`, string(id), string(id))
+	return append(users, updates...), err
+}
+
+func scanUpdateUser(rows *sql.Rows) (User, error) {
+	user := User{Kind: UserUpdate}
+	var mac, name string
+	var ordered, heard int64
+	if err := rows.Scan(&user.Snapshot, &user.Session, &mac, &name, &ordered, &heard); err != nil {
+		return user, err
+	}
+	var err error
+	if user.MAC, err = ParseMAC(mac); err != nil {
+		return user, err
+	}
+	user.Node = Node{MAC: user.MAC, Name: name}.Label()
+	user.Text = fmt.Sprintf("node %s has it by a live update ordered at %s, last heard %s",
+		user.Node, stamp(catalog.Time(ordered)), stamp(catalog.Time(heard)))
+	return user, nil
 }
