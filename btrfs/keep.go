@@ -88,13 +88,3 @@ func lockFolder(dir *os.File) error {
 		}
 	}
 }
-
-// syncDir makes the names in a folder durable.
-func syncDir(folder string) error {
-	dir, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}

@@ -26,11 +26,22 @@ func CreateLoop(ctx context.Context, o Options) (err error) {
 	if o.Size < MinSize {
 		return fmt.Errorf("%s: %d bytes are too few for a store: it takes at least %d", o.File, o.Size, MinSize)
 	}
+	folder := filepath.Dir(o.File)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	dir, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := lockFolder(dir); err != nil { // one at a time
+		return err
+	}
 	if _, err := os.Lstat(o.File); err == nil {
 		return fmt.Errorf("%s: %w", o.File, store.ErrExists)
 	}
-	folder := filepath.Dir(o.File)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+	if err := removeBegun(o.File); err != nil {
 		return err
 	}
 	free, err := freeOn(folder)
@@ -76,7 +87,24 @@ func CreateLoop(ctx context.Context, o Options) (err error) {
 	if err := unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE); err != nil {
 		return classify(o.File, "name the new file", err)
 	}
-	return syncDir(folder)
+	return dir.Sync()
+}
+
+// removeBegun removes what a CreateLoop that was cut has left. The folder is
+// locked. (A mkfs.btrfs that still runs writes into a file without a name.)
+func removeBegun(file string) error {
+	entries, err := os.ReadDir(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), newPrefix+filepath.Base(file)+"-") {
+			if err := os.Remove(filepath.Join(filepath.Dir(file), entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // noCopyOnWrite is FS_NOCOW_FL of linux/fs.h: chattr +C.
