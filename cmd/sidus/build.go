@@ -113,9 +113,6 @@ func buildTree(ctx context.Context, c *cli.Context, s *site, file string) (err e
 	return print(c, result, func(w io.Writer) { fmt.Fprint(w, buildSentence(result)) })
 }
 
-// guardEvery is how often a build looks whether the store is about to be full.
-const guardEvery = 500 * time.Millisecond
-
 func parseVariables(settings []string) (map[string]string, error) {
 	variables := map[string]string{}
 	for _, setting := range settings {

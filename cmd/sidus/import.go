@@ -44,7 +44,11 @@ func importCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			snapshot, err := s.manager.Import(ctx, args[0], options)
+			var snapshot image.Snapshot
+			err = guardSpace(ctx, s, func(ctx context.Context) error {
+				snapshot, err = s.manager.Import(ctx, args[0], options)
+				return err
+			})
 			if err != nil {
 				return err
 			}
