@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -390,5 +392,83 @@ func TestNativeThereAndBack(t *testing.T) {
 		if diff := storetest.Diff(describe(t, mountOf(t, source, id)), describe(t, mountOf(t, target, id))); diff != "" {
 			t.Errorf("%s differs:\n%s", id, diff)
 		}
+	}
+}
+
+// The stream of a snapshot in which 1 % of the files were replaced is about as
+// long as these files are when compressed.
+func TestDifferenceIsSmall(t *testing.T) {
+	s := newStore(t)
+	const count, size = 2000, 20 << 10
+	write := func(root string, seed uint64, step int) error {
+		for n := 0; n < count; n += step {
+			if err := os.WriteFile(filepath.Join(root, "file-"+strconv.Itoa(n)), payload(seed+uint64(n), size), 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	one := snapshotOf(t, s, func(root string) error { return write(root, 1, 1) })
+	v, two := store.NewVolumeID(), store.NewSnapshotID()
+	if err := s.Clone(t.Context(), one, v); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.MountVolume(t.Context(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = write(m.Path(), 1e6, 100)
+	if err := errors.Join(err, m.Unmount(t.Context()), s.Snapshot(t.Context(), v, two)); err != nil {
+		t.Fatal(err)
+	}
+	native, err := s.Send(t.Context(), two, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, err := Export(t.Context(), io.Discard, Source{Manifest: Manifest{Kind: Btrfs, Snapshot: two, Base: one}, Native: native}, WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var replaced []byte
+	for n := 0; n < count; n += 100 {
+		replaced = append(replaced, payload(1e6+uint64(n), size)...)
+	}
+	compressed := int64(len(writeStream(t, testManifest(), replaced, WriterOptions{})))
+	if most := compressed*13/10 + 1e6; result.Stream > most {
+		t.Errorf("the stream has %d bytes; the files have %d when compressed", result.Stream, compressed)
+	}
+	if result.Stream > compressed*13/10+64<<10 { // the megabyte is not needed here
+		t.Errorf("the stream has %d bytes more than the files", result.Stream-compressed)
+	}
+}
+
+// The memory that is taken does not grow with the payload.
+func TestMemoryIsBounded(t *testing.T) {
+	const workers, most = 2, 150 << 20
+	pattern := payload(4, 1<<20)
+	measure := func(size int64) uint64 {
+		w, err := NewWriter(io.Discard, testManifest(), WriterOptions{Level: 1, Workers: workers})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Abort()
+		for n := int64(0); n < size; n += int64(len(pattern)) {
+			if _, err := w.Write(pattern); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		return max(before.HeapInuse, after.HeapInuse)
+	}
+	runtime.GC()
+	small, large := measure(64<<20), measure(256<<20)
+	t.Logf("%d MB for 64 MB, %d MB for 256 MB", small>>20, large>>20)
+	if large > workers*most {
+		t.Errorf("%d bytes are in use, with %d workers", large, workers)
 	}
 }
