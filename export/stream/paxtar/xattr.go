@@ -53,7 +53,10 @@ func retry(buffer *[]byte, call func([]byte) (int, error)) (int, error) {
 
 func attributeRecord(name string, value []byte) record {
 	for attribute, key := range map[string]string{accessACL: "SCHILY.acl.access", defaultACL: "SCHILY.acl.default"} {
-		if text, ok := formatACL(value); ok && name == attribute {
+		if name != attribute {
+			continue
+		}
+		if text, ok := formatACL(value); ok {
 			return record{key, text}
 		}
 	}
