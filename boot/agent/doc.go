@@ -9,6 +9,9 @@
 //     also beside a proxy.
 //   - Reporter tells the server, after multi-user.target, that the node is up
 //     and which systemd units have failed, and then sends a heartbeat.
+//   - Obeyer, in the same service, waits for the server's orders and has an
+//     Updater carry them out: live updates, which stack the /usr of another
+//     snapshot over the running one.
 //
 // What the boot script found out about the node is in Facts.
 package agent

@@ -115,6 +115,22 @@ func (r *Reporter) report(ctx context.Context, log logrus.FieldLogger, event pro
 	return report
 }
 
+// Outcome reports, once, what became of an order.
+func (r *Reporter) Outcome(ctx context.Context, outcome protocol.Outcome) error {
+	log := r.Log
+	if log == nil {
+		log = logrus.StandardLogger()
+	}
+	event := protocol.EventUpdated
+	if outcome.Reason != "" {
+		event = protocol.EventUpdateFailed
+	}
+	report := r.report(ctx, log, event)
+	report.Outcome = &outcome
+	_, err := r.Send(ctx, report)
+	return err
+}
+
 // FailedUnits asks systemctl which units have failed.
 func FailedUnits(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)

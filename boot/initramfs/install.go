@@ -112,7 +112,7 @@ func install(root string, opts Options) error {
 			w.link("../"+unit, unitsDir+"/"+other+".wants/"+unit)
 		}
 	}
-	for _, layer := range []string{"ro", "rw"} {
+	for _, layer := range []string{"ro", "rw", "updates", "updates-"} { // updates-: all below it
 		w.copy("units/keep-mounted.conf", unitsDir+"/run-sidus-"+layer+".mount.d/sidus.conf", 0o644)
 	}
 	return w.err

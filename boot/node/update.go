@@ -79,9 +79,11 @@ type Ordered struct {
 	Answer UpdateAnswer `json:"answer"`
 	// Text says for people why there is no order.
 	Text string `json:"text,omitempty"`
-	// From is what the node runs, To what it is to take.
-	From Ref `json:"from,omitzero"`
-	To   Ref `json:"to,omitzero"`
+	// Booted is what the node has booted, From what it runs, To what it is to
+	// take.
+	Booted Ref `json:"booted,omitzero"`
+	From   Ref `json:"from,omitzero"`
+	To     Ref `json:"to,omitzero"`
 	// Update is set if Answer is AnswerOrdered.
 	Update *Update `json:"update,omitempty"`
 }
@@ -162,7 +164,7 @@ func (r *Registry) orderUpdate(tx *sql.Tx, by By, status Status) (Ordered, error
 		}
 		return o, nil
 	}
-	o.From = s.Runs()
+	o.Booted, o.From = s.Snapshot, s.Runs()
 	if status.Reboot.Reason != "" {
 		o.Answer, o.Text = AnswerNothing, status.Reboot.Sentence()
 		return o, nil

@@ -3,7 +3,8 @@
 // sidus-agent (it reports to the server).
 //
 //	sidus-agent lease    keep the lease; never returns
-//	sidus-agent report   report that the node is up, then send heartbeats
+//	sidus-agent report   report that the node is up, then send heartbeats, and
+//	                     carry out live updates that the server orders
 //	sidus-agent version  print the version of the protocol that it speaks
 //
 // It reads the kernel's command line and /run/sidus/boot.env. The exit status
@@ -18,6 +19,7 @@ import (
 	"syscall"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
 
 	"sidus/boot/agent"
 	"sidus/boot/protocol"
@@ -67,8 +69,9 @@ func report(ctx context.Context, log *logrus.Logger) error {
 	if err != nil {
 		return fmt.Errorf("no server to report to: %w", err)
 	}
+	client := protocol.Client{Base: base, Session: session}
 	r := agent.Reporter{
-		Send: protocol.Client{Base: base, Session: session}.Report,
+		Send: client.Report,
 		Done: "/run/sidus/reported",
 		Log:  log,
 	}
@@ -78,7 +81,11 @@ func report(ctx context.Context, log *logrus.Logger) error {
 		r.Address = facts.Address.String()
 	}
 	r.Ready = ready(log)
-	return r.Run(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.Run(ctx) })
+	obeyer := agent.Obeyer{Ask: client.Orders, Update: (&agent.Updater{Log: log}).Update, Report: r.Outcome, Log: log}
+	group.Go(func() error { return obeyer.Run(ctx) })
+	return group.Wait()
 }
 
 func ready(log *logrus.Logger) func() {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -14,10 +16,10 @@ import (
 func nodeCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "node",
-		Usage: "the machines that boot: add, list, show, set, delete",
+		Usage: "the machines that boot: add, list, show, set, update, delete",
 		Description: "A node is known by the hardware address of the card that it boots with. Machines that nobody\n" +
 			"added are listed when they first ask, and boot their network's channel.",
-		Subcommands: []*cli.Command{nodeAddCommand(), nodeListCommand(), nodeShowCommand(), nodeSetCommand(), nodeDeleteCommand()},
+		Subcommands: []*cli.Command{nodeAddCommand(), nodeListCommand(), nodeShowCommand(), nodeSetCommand(), nodeUpdateCommand(), nodeDeleteCommand()},
 	}
 }
 
@@ -28,11 +30,13 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "pin", Usage: "the snapshot `TREE@SNAP` that it boots whatever its channel says; '' ends that"},
 		&cli.StringFlag{Name: "address", Usage: "a fixed `ADDRESS`; '' is one of the network's range"},
 		&cli.StringFlag{Name: "args", Usage: "kernel arguments, after those of the network: `WORDS`"},
+		&cli.StringFlag{Name: "group", Usage: "a label `NAME` that many nodes may have, to name them together; '' takes it away"},
 	}
 }
 
 func nodeChange(ctx context.Context, c *cli.Context, s *site) (change node.NodeChange, err error) {
 	change.Name, change.Channel, change.Args = textOption(c, "name"), textOption(c, "channel"), textOption(c, "args")
+	change.Group = textOption(c, "group")
 	if c.IsSet("pin") {
 		var pin store.SnapshotID
 		if reference := c.String("pin"); reference != "" {
@@ -108,8 +112,8 @@ func nodeSetCommand() *cli.Command {
 func nodeListCommand() *cli.Command {
 	return &cli.Command{
 		Name: "list", Aliases: []string{"ls"}, Usage: "the nodes, and machines that asked to boot",
-		Description: describe("Lists the nodes that were added, then the machines that asked to boot and that nobody has added.", "sidus node list"),
-		Flags:       reads(),
+		Description: describe("Lists the nodes that were added, then the machines that asked to boot and that nobody has added.", "sidus node list", "sidus node list --group gpu"),
+		Flags:       reads(&cli.StringFlag{Name: "group", Usage: "only nodes of the group `NAME`"}),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			if _, err := want(c); err != nil {
 				return err
@@ -117,6 +121,9 @@ func nodeListCommand() *cli.Command {
 			statuses, err := s.registry().Status(ctx)
 			if err != nil {
 				return err
+			}
+			if group := c.String("group"); group != "" {
+				statuses = slices.DeleteFunc(statuses, func(s node.Status) bool { return s.Node.Group != group })
 			}
 			nodes := make([]node.Node, len(statuses))
 			for i, status := range statuses {
@@ -130,9 +137,9 @@ func nodeListCommand() *cli.Command {
 					if !n.Registered {
 						name = "(unknown)"
 					}
-					rows = append(rows, []string{dash(name), n.MAC.String(), follows(status), dash(n.Network), ago(n.LastSeen), n.Args})
+					rows = append(rows, []string{dash(name), n.MAC.String(), dash(n.Group), follows(status), dash(n.Network), ago(n.LastSeen), n.Args})
 				}
-				table(w, []string{"NODE", "MAC", "FOLLOWS", "NETWORK", "SEEN", "ARGS"}, rows)
+				table(w, []string{"NODE", "MAC", "GROUP", "FOLLOWS", "NETWORK", "SEEN", "ARGS"}, rows)
 			})
 		}),
 	}
@@ -184,10 +191,18 @@ func showNode(ctx context.Context, c *cli.Context, s *site, who string) error {
 		if n.Address.IsValid() {
 			fmt.Fprintf(w, "address     %s\n", n.Address)
 		}
-		for _, line := range [][2]string{{"arguments", n.Args}, {"network", n.Network}, {"runs", runs(status)}, {"a reboot", status.Reboot.Text}} {
+		for _, line := range [][2]string{{"group", n.Group}, {"arguments", n.Args}, {"network", n.Network}, {"runs", runs(status)}, {"a reboot", status.Reboot.Text}} {
 			if line[1] != "" {
 				fmt.Fprintf(w, "%-11s %s\n", line[0], line[1])
 			}
+		}
+		if s := status.Session; s != nil && len(s.Updates) > 0 {
+			fmt.Fprintln(w)
+			var rows [][]string
+			for _, u := range s.Updates {
+				rows = append(rows, []string{when(u.Ordered), u.Snapshot.String(), dash(u.Channel), string(u.State), dash(strings.Join(append(u.Notes, u.Reason)[:len(u.Notes)+min(1, len(u.Reason))], "; "))})
+			}
+			table(w, []string{"LIVE UPDATE", "SNAPSHOT", "CHANNEL", "STATE", "WHAT IT SAYS"}, rows)
 		}
 		if !n.Registered {
 			fmt.Fprintf(w, "nobody has added it yet: `sidus node add %s --name NAME`\n", n.MAC)

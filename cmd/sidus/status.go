@@ -15,7 +15,8 @@ func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",
 		Usage: "what each node runs, since when, and what a reboot would change",
-		Description: describe("A node's step is how far its boot got: dhcp, config, kernel, initrd, root, up. Whether a reboot would\n"+
+		Description: describe("RUNS is the snapshot that a node booted, and behind a + the one whose programs it has since a live update.\n"+
+			"A node's step is how far its boot got: dhcp, config, kernel, initrd, root, up. Whether a reboot would\n"+
 			"change anything is told by content: the snapshot that it would boot against the one that it runs.",
 			"sidus status", "sidus status --sort change", "sidus status --json"),
 		Flags: reads(&cli.StringFlag{Name: "sort", Value: string(node.SortName), Usage: "`ORDER`: name, snapshot, since, heard, step or change"}),
@@ -65,7 +66,19 @@ func statusRow(status node.Status) []string {
 	if !session.UpAt.IsZero() {
 		since = session.UpAt
 	}
-	return []string{status.Node.Label(), address, session.Snapshot.String(), channel, step, when(since), ago(session.Heard), status.Reboot.Text}
+	return []string{status.Node.Label(), address, shownSnapshot(session), channel, step, when(since), ago(session.Heard), status.Reboot.Text}
+}
+
+// shownSnapshot names what a node has booted, and what it took since.
+func shownSnapshot(s *node.Session) string {
+	text := s.Snapshot.String()
+	if now := s.Runs(); now.ID != s.Snapshot.ID {
+		text += "+" + now.String()
+	}
+	if last := len(s.Updates) - 1; last >= 0 && s.Updates[last].Open() {
+		text += fmt.Sprintf(" (%s is ordered)", s.Updates[last].Snapshot)
+	}
+	return text
 }
 
 // runs says in a sentence what a node runs; "" if nothing.
@@ -74,7 +87,7 @@ func runs(status node.Status) string {
 	if session == nil {
 		return ""
 	}
-	text := fmt.Sprintf("%s, step %s, booted %s, last heard %s", session.Snapshot, session.Step, when(session.Opened), ago(session.Heard))
+	text := fmt.Sprintf("%s, step %s, booted %s, last heard %s", shownSnapshot(session), session.Step, when(session.Opened), ago(session.Heard))
 	if len(session.FailedUnits) > 0 {
 		text += ", failed units: " + strings.Join(session.FailedUnits, " ")
 	}
