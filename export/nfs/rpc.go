@@ -166,6 +166,8 @@ func (k *call) run(record []byte) outcome {
 		result = k.nfs()
 	case mountProgram:
 		result = k.mount()
+	case aclProgram:
+		result = k.acl()
 	default:
 		k.restart(acceptProgUnavail)
 	}

@@ -22,7 +22,11 @@ func TestRPCErrors(t *testing.T) {
 	}{
 		{"NULL", words(0, 2, 100003, 3, 0, raw(none), raw(none)), ok + "00000000"},
 		{"NULL of MOUNT 1", words(0, 2, 100005, 1, 0, raw(none), raw(none)), ok + "00000000"},
-		{"program", words(0, 2, 100227, 3, 0, raw(none), raw(none)), ok + "00000001"},
+		{"NULL of NFSACL", words(0, 2, 100227, 3, 0, raw(none), raw(none)), ok + "00000000"},
+		{"program", words(0, 2, 100228, 3, 0, raw(none), raw(none)), ok + "00000001"},
+		{"version 2 of NFSACL", words(0, 2, 100227, 2, 0, raw(none), raw(none)), ok + "00000002 00000003 00000003"},
+		{"procedure of NFSACL", words(0, 2, 100227, 3, 3, raw(none), raw(none)), ok + "00000003"},
+		{"no arguments of GETACL", words(0, 2, 100227, 3, 1, raw(none), raw(none)), ok + "00000004"},
 		{"version 2 of NFS", words(0, 2, 100003, 2, 0, raw(none), raw(none)), ok + "00000002 00000003 00000003"},
 		{"version 4 of NFS", words(0, 2, 100003, 4, 0, raw(none), raw(none)), ok + "00000002 00000003 00000003"},
 		{"version 4 of MOUNT", words(0, 2, 100005, 4, 0, raw(none), raw(none)), ok + "00000002 00000001 00000003"},
