@@ -61,7 +61,7 @@ func Open(ctx context.Context, path string) (*Catalog, error) {
 	}
 	c.read.SetMaxOpenConns(4)
 	if err := c.migrate(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the catalog %s: %w", path, err), c.Close())
+		return nil, errors.Join(fmt.Errorf("open the catalog %s: %w", path, explain(path, err)), c.Close())
 	}
 	return c, nil
 }
@@ -98,12 +98,12 @@ func (c *Catalog) Close() error {
 // (BEGIN IMMEDIATE), and makes it durable. Nothing of it is kept if change
 // returns an error. change must not run programs, wait, or touch the store.
 func (c *Catalog) Update(ctx context.Context, change func(tx *sql.Tx) error) error {
-	return transact(ctx, c.write, change)
+	return explain(c.path, transact(ctx, c.write, change))
 }
 
 // View runs query in a read transaction: all that it reads is of one moment.
 func (c *Catalog) View(ctx context.Context, query func(tx *sql.Tx) error) error {
-	return transact(ctx, c.read, query)
+	return explain(c.path, transact(ctx, c.read, query))
 }
 
 func transact(ctx context.Context, db *sql.DB, body func(tx *sql.Tx) error) error {
@@ -125,7 +125,7 @@ func transact(ctx context.Context, db *sql.DB, body func(tx *sql.Tx) error) erro
 func (c *Catalog) CopyTo(ctx context.Context, path string) error {
 	// It only reads, but a connection that is query_only refuses it.
 	if _, err := c.write.ExecContext(ctx, `VACUUM INTO ?`, path); err != nil {
-		return fmt.Errorf("copy the catalog to %s: %w", path, err)
+		return fmt.Errorf("copy the catalog to %s: %w", path, explain(c.path, err))
 	}
 	return nil
 }
