@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
+	"unicode"
 
+	"sidus/boot/node"
 	"sidus/image"
 	"sidus/image/build"
 	"sidus/image/store"
@@ -43,7 +47,7 @@ func exitCode(err error) int {
 	switch {
 	case errors.As(err, &status):
 		return int(status)
-	case errors.As(err, &usage), errors.Is(err, store.ErrBadName), errors.Is(err, image.ErrIncomplete), isRecipeError(err):
+	case errors.As(err, &usage), errors.Is(err, store.ErrBadName), errors.Is(err, node.ErrInvalid), errors.Is(err, image.ErrIncomplete), isRecipeError(err):
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		return exitStopped
@@ -79,5 +83,19 @@ func report(err error, code int, asJSON bool) {
 		_ = json.NewEncoder(os.Stderr).Encode(map[string]any{"error": err.Error(), "exit_status": code})
 		return
 	}
-	fmt.Fprintln(os.Stderr, "sidus:", err)
+	fmt.Fprintln(os.Stderr, "sidus:", printable(err.Error()))
+}
+
+// printable takes the power from control characters that a message quotes: a
+// terminal would obey them.
+func printable(text string) string {
+	var b strings.Builder
+	for _, r := range strings.ToValidUTF8(text, "\uFFFD") {
+		if r == '\n' || r == '\t' || !unicode.IsControl(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
