@@ -238,7 +238,7 @@ func (s *site) wantFailure(r result, status int, words []string, args ...string)
 	if !strings.HasPrefix(lines[len(lines)-1], "sidus: ") && !strings.HasPrefix(lines[0], "sidus: ") {
 		s.t.Errorf("%s: the message is not one of sidus:\n%s", name, r.stderr)
 	}
-	if n := strings.Count(r.stderr, "sidus: "); n != 1 && !strings.Contains(r.stderr, "needed and stays") {
+	if n := strings.Count("\n"+r.stderr, "\nsidus: "); n != 1 && !strings.Contains(r.stderr, "needed and stays") {
 		s.t.Errorf("%s: there are %d messages:\n%s", name, n, r.stderr)
 	}
 	for _, bad := range []string{"panic", "goroutine ", "runtime error", "%!", "<nil>", "\x00", "\x1b"} {
