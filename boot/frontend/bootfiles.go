@@ -54,20 +54,27 @@ func (b *bootFiles) entry(ctx context.Context, id store.SnapshotID) (entry proto
 func (b *bootFiles) OpenBootFile(ctx context.Context, id store.SnapshotID, which protocol.BootFile) (io.ReadSeekCloser, error) {
 	entry, err := b.entry(ctx, id)
 	if err != nil {
-		if errors.Is(err, store.ErrNotFound) || errors.Is(err, protocol.ErrNoBootEntry) {
-			return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-		}
-		return nil, err
+		return nil, missing(err)
 	}
+	// The entry may be older than the snapshot's deletion.
 	mount, err := b.manager.MountSnapshot(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	file, err := entry.Open(mount.Path(), which)
 	if err != nil {
 		return nil, errors.Join(err, mount.Unmount(context.WithoutCancel(ctx)))
 	}
 	return &bootFile{File: file, mount: mount}, nil
+}
+
+// missing makes fs.ErrNotExist of the errors that say that there is no such
+// file, now and for ever.
+func missing(err error) error {
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, protocol.ErrNoBootEntry) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return err
 }
 
 type bootFile struct {
