@@ -63,7 +63,7 @@ func runInHead(ctx context.Context, c *cli.Context, s *site, tree string, args [
 	}
 	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
 	terminal := term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd()))
-	err = guardSpace(ctx, s, func(ctx context.Context) error {
+	err = guardSpaceInside(ctx, s.store, func(ctx context.Context) error {
 		return sandbox.Run(ctx, sandbox.Options{
 			Root: mount.Path(), Args: args, Hostname: tree,
 			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Terminal: terminal,

@@ -45,7 +45,7 @@ func importCommand() *cli.Command {
 				return err
 			}
 			var snapshot image.Snapshot
-			err = guardSpace(ctx, s, func(ctx context.Context) error {
+			err = guardSpace(ctx, s.store, func(ctx context.Context) error {
 				snapshot, err = s.manager.Import(ctx, args[0], options)
 				return err
 			})
