@@ -181,7 +181,7 @@ func TestCutOff(t *testing.T) {
 // TestFull fills what can be full: each is refused before, with a word on how
 // to extend it.
 func TestFull(t *testing.T) {
-	o := poolOptions(t)
+	o := poolOf(t, "512m")
 	ctx := t.Context()
 	s := open(t, o)
 	v := made(t, s, Ext4)

@@ -114,11 +114,13 @@ func must(t testing.TB, name string, args ...string) string {
 
 // poolOptions are those of a store in a new thin pool of the test group, which
 // goes away with the test.
-func poolOptions(t testing.TB) Options {
+func poolOptions(t testing.TB) Options { return poolOf(t, "2g") }
+
+func poolOf(t testing.TB, size string) Options {
 	requireThin(t)
 	vg := testGroup.get(t)
 	pool := "pool-" + strings.ToLower(rand.Text()[:8])
-	must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "2g", "--poolmetadatasize", "32m", "--name", pool, vg)
+	must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", size, "--poolmetadatasize", "32m", "--name", pool, vg)
 	t.Cleanup(func() {
 		if err := command("lvremove", "--yes", "--force", vg+"/"+pool); err != nil {
 			t.Error(err)

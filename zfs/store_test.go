@@ -120,7 +120,7 @@ func datasetOptions(t testing.TB) Options {
 func fileOptions(t testing.TB) Options {
 	requireZFS(t)
 	dir := t.TempDir()
-	return Options{File: filepath.Join(dir, "store.zfs"), RunDir: filepath.Join(dir, "run"), Size: 1 << 30}
+	return Options{File: filepath.Join(dir, "store.zfs"), RunDir: filepath.Join(dir, "run"), Size: MinSize}
 }
 
 func backend(t testing.TB, o Options) *storetest.Backend {

@@ -47,7 +47,7 @@ func boot(ctx context.Context, disk *Disk, data, work string, out io.Writer) err
 		accel = "tcg,thread=multi"
 	}
 	args := append([]string{
-		"-name", "sidus-labdisk", "-accel", accel, "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "2048",
+		"-name", "sidus-labdisk", "-accel", accel, "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "3072",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-device", "virtio-rng-pci",
 		"-chardev", "file,id=console,path=" + filepath.Join(work, "console"), "-serial", "chardev:console",
