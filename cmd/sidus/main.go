@@ -68,7 +68,7 @@ func newApp() *cli.App {
 			shellCommand(), execCommand(),
 			promoteCommand(), channelCommand(),
 			networkCommand(), nodeCommand(), serveCommand(), statusCommand(), benchCommand(),
-			checkCommand(), gcCommand(), unmountCommand(),
+			checkCommand(), gcCommand(), backupCommand(), restoreCommand(), unmountCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {

@@ -1,0 +1,181 @@
+package backup
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"sidus/image"
+	"sidus/image/catalog"
+)
+
+// Write writes a backup of a state folder whose catalog is open. Other
+// processes may work meanwhile: the catalog is that of one moment.
+func Write(ctx context.Context, w io.Writer, layout image.Layout, cat *catalog.Catalog, program string) (m Manifest, err error) {
+	sweep(layout.Dir)
+	work, err := os.MkdirTemp(layout.Dir, ".backup-")
+	if err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	copied := filepath.Join(work, catalogName)
+	if err := cat.CopyTo(ctx, copied); err != nil {
+		return m, err
+	}
+	host, _ := os.Hostname() // for people only
+	m = Manifest{Kind: kind, Format: Format, Created: time.Now(), Program: program, Host: host, State: layout.Dir}
+	sources := map[string]string{catalogName: copied}
+	paths, err := list(layout.Dir)
+	if err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
+	for _, path := range append([]string{catalogName}, paths...) {
+		if sources[path] == "" {
+			sources[path] = filepath.Join(layout.Dir, path)
+		}
+		size, sum, err := digest(sources[path])
+		if err != nil {
+			return m, fmt.Errorf("backup: %w", err)
+		}
+		m.Files = append(m.Files, File{Path: path, Size: size, SHA256: sum})
+	}
+	if err := archive(ctx, w, m, sources); err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
+	return m, nil
+}
+
+// list finds the regular files that belong into a backup, beside the catalog.
+func list(dir string) (paths []string, err error) {
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(dir, path)
+		if err != nil || relative == "." {
+			return err
+		}
+		if excluded(relative) {
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if entry.Type().IsRegular() {
+			paths = append(paths, relative)
+		}
+		return nil
+	})
+	return paths, err
+}
+
+func digest(path string) (size int64, sum string, err error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer file.Close()
+	hash := sha256.New()
+	size, err = io.Copy(hash, file)
+	return size, hex.EncodeToString(hash.Sum(nil)), err
+}
+
+func archive(ctx context.Context, w io.Writer, m Manifest, sources map[string]string) error {
+	compressed, err := zstd.NewWriter(w, zstd.WithEncoderCRC(true), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return err
+	}
+	defer compressed.Close() // a second call does nothing
+	out := tar.NewWriter(compressed)
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := add(out, manifestName, m.Created, int64(len(text))); err != nil {
+		return err
+	}
+	if _, err := out.Write(text); err != nil {
+		return err
+	}
+	for _, f := range m.Files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := addFile(out, m, f, sources[f.Path]); err != nil {
+			return err
+		}
+	}
+	return errors.Join(out.Close(), compressed.Close())
+}
+
+func add(out *tar.Writer, name string, at time.Time, size int64) error {
+	return out.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: size, ModTime: at.Truncate(time.Second), Typeflag: tar.TypeReg, Format: tar.FormatPAX})
+}
+
+// addFile fails if the file has changed since it was measured.
+func addFile(out *tar.Writer, m Manifest, f File, source string) error {
+	file, err := os.Open(source)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := add(out, f.Path, m.Created, f.Size); err != nil {
+		return err
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(out, io.TeeReader(file, hash)); err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if hex.EncodeToString(hash.Sum(nil)) != f.SHA256 {
+		return fmt.Errorf("%s changes while it is read; try again", source)
+	}
+	return nil
+}
+
+// WriteFile is Write to a file that only its owner can read. The file appears
+// whole, or not at all. If one is there, the error wraps fs.ErrExist, unless
+// replace is set.
+func WriteFile(ctx context.Context, path string, replace bool, layout image.Layout, cat *catalog.Catalog, program string) (m Manifest, err error) {
+	if info, err := os.Lstat(path); err == nil && (!replace || !info.Mode().IsRegular()) {
+		return m, fmt.Errorf("%s: %w", path, fs.ErrExist)
+	}
+	file, err := os.CreateTemp(filepath.Dir(path), ".sidus-backup-") // mode 0600
+	if err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = file.Close()
+			_ = os.Remove(file.Name())
+		}
+	}()
+	if m, err = Write(ctx, file, layout, cat, program); err != nil {
+		return m, err
+	}
+	if err := errors.Join(file.Sync(), file.Close()); err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
+	if err := os.Rename(file.Name(), path); err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
+	return m, syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
