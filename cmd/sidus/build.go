@@ -164,7 +164,7 @@ func buildSentence(r build.Result) string {
 	if r.Saved.ID != "" {
 		text = fmt.Sprintf("what the head held is saved as %s\n", r.Saved.Ref)
 	}
-	elapsed := r.Elapsed.Round(100 * time.Millisecond)
+	elapsed := r.Elapsed.Round(10 * time.Millisecond)
 	if r.UpToDate {
 		return text + fmt.Sprintf("nothing to do: %s is what the recipe says (%s)\n", r.Snapshot.Ref, elapsed)
 	}
