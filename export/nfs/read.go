@@ -41,6 +41,9 @@ func (k *call) read() outcome {
 		k.readHead(&o, 0, offset >= o.attr.Size)
 		return answered
 	}
+	if o.attr.Size <= smallFile && k.readSmall(&o, int64(offset), length) {
+		return answered
+	}
 	if k.wait {
 		// The disks are shared: no more than so many calls may wait for them.
 		k.s.disk <- struct{}{}
@@ -62,6 +65,33 @@ func (k *call) read() outcome {
 		return k.failWith(nfsErrIO, &o)
 	}
 	return result
+}
+
+// readSmall answers from the memory for small files, if the file is there.
+func (k *call) readSmall(o *object, offset int64, length int) bool {
+	before := len(k.out)
+	k.readHead(o, length, uint64(offset)+uint64(length) == o.attr.Size)
+	var b []byte
+	k.out, b = xdr.Extend(k.out, (length+3)&^3)
+	if !k.s.small.read(smallKey{o.snap.serial, o.id}, b[:length], offset) {
+		k.out = k.out[:before]
+		return false
+	}
+	clear(b[length:])
+	return true
+}
+
+// keepSmall reads the whole of a small file into the memory for them. It fails
+// with EAGAIN if that is not in the page cache and the call may not wait.
+func (k *call) keepSmall(o *object, f *openFile) error {
+	scratch := k.s.scratch.Get().(*[]byte)
+	defer k.s.scratch.Put(scratch)
+	data := (*scratch)[:o.attr.Size]
+	if err := k.fill(o, f.fd, data, 0); err != nil {
+		return err
+	}
+	k.s.small.put(smallKey{o.snap.serial, o.id}, data)
+	return nil
 }
 
 // readHead appends a READ3resok up to the data.
@@ -100,6 +130,14 @@ var errShort = errors.New("file is shorter than its index says")
 func (k *call) readFile(o *object, f *openFile, offset int64, length int) (outcome, error) {
 	if !k.wait && !o.snap.memory && o.snap.noWait.Load() {
 		return 0, unix.EAGAIN
+	}
+	if o.attr.Size <= smallFile {
+		if err := k.keepSmall(o, f); err != nil {
+			return 0, err
+		}
+		if k.readSmall(o, offset, length) {
+			return answered, nil
+		}
 	}
 	eof := uint64(offset)+uint64(length) == o.attr.Size
 	if length < largeRead {

@@ -49,6 +49,7 @@ type Server struct {
 
 	snapshots snapshots
 	files     *files
+	small     smallFiles
 	clients   clients
 	mounts    mounts
 	stats     stats
@@ -79,6 +80,7 @@ type Limits struct {
 	WaitingPerClient     int           // the same, of one address; 64
 	DiskReads            int           // in flight, of all clients; 256
 	OpenFiles            int           // kept open; 32768, or half of RLIMIT_NOFILE if that is less
+	SmallFiles           int           // bytes of the contents of small files, kept in memory; 128 MiB
 	Record               int           // bytes of one request; 128 KiB
 	OpenTimeout          time.Duration // waiting for Source.Open before NFS3ERR_JUKEBOX is answered; 20 s
 	StallTimeout         time.Duration // a client that reads no reply, or stops within a request; 60 s
@@ -100,6 +102,7 @@ func (l *Limits) setDefaults() {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
 		l.OpenFiles = int(min(uint64(l.OpenFiles), files.Cur/2))
 	}
+	set(&l.SmallFiles, 128<<20)
 	set(&l.Record, 128<<10)
 	if l.OpenTimeout <= 0 {
 		l.OpenTimeout = 20 * time.Second
@@ -134,6 +137,7 @@ func (s *Server) start() {
 		s.ctx, s.cancel = context.WithCancel(context.Background())
 		s.snapshots = snapshots{server: s, slots: map[[16]byte]*slot{}}
 		s.files = newFiles(s.limits.OpenFiles)
+		s.small.init(s.limits.SmallFiles)
 		s.clients.all = map[netip.Addr]*client{}
 		s.disk = make(chan struct{}, s.limits.DiskReads)
 		s.bulk = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))
@@ -294,6 +298,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.cancel()
 	s.background.Wait()
 	s.snapshots.forget(nil)
+	s.small.free()
 	return err
 }
 

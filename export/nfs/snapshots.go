@@ -18,6 +18,7 @@ import (
 // snapshot is an open snapshot. Who uses it holds a reference.
 type snapshot struct {
 	id     [16]byte
+	serial uint64 // of the opening: no two snapshots of a server have the same
 	name   store.SnapshotID
 	fsid   uint64
 	index  *index.Index
@@ -56,6 +57,7 @@ type snapshots struct {
 	server *Server
 	mu     sync.RWMutex
 	slots  map[[16]byte]*slot
+	opened atomic.Uint64
 }
 
 var errNotOpen = errors.New("snapshot is not open yet")
@@ -146,7 +148,7 @@ func (t *snapshots) load(ctx context.Context, id [16]byte) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &snapshot{id: id, name: name, index: opened.Index, close: opened.Close}
+	s := &snapshot{id: id, name: name, index: opened.Index, close: opened.Close, serial: t.opened.Add(1)}
 	s.fsid = binary.BigEndian.Uint64(id[:]) ^ binary.BigEndian.Uint64(id[8:])
 	s.refs.Store(1)
 	if s.root, err = unix.Open(opened.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
