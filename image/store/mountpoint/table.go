@@ -71,11 +71,17 @@ func (t *Table) Hold(name string, mount func(folder string) error) (*Held, error
 	if err != nil {
 		return nil, err
 	}
+	done := false
+	defer func() {
+		if !done { // also when mount panics
+			_ = t.forget(name)
+			_ = held.Close()
+		}
+	}()
 	if err := t.mountIfMissing(name, mount); err != nil {
-		_ = t.forget(name)
-		_ = held.Close()
 		return nil, err
 	}
+	done = true
 	return &Held{table: t, name: name, held: held}, nil
 }
 

@@ -95,6 +95,16 @@ func TestMountFails(t *testing.T) {
 		t.Error(err)
 	}
 	empty(t, table)
+	func() {
+		defer func() { _ = recover() }()
+		_, _ = table.Hold("a", func(string) error { panic(broken) })
+	}()
+	excluded, err := table.Exclude("a")
+	if err != nil {
+		t.Fatalf("after a panic: %v", err)
+	}
+	excluded.Release()
+	empty(t, table)
 }
 
 // TestBusy gives back a mount in which a file is open: it stays, and the next
