@@ -108,7 +108,8 @@ func TestByHand(t *testing.T) {
 	id := taken(t, s, v)
 	fs := s.parent + "/" + string(v)
 	foreign := store.NewSnapshotID()
-	must(t, "zfs", "snapshot", fs+"@daily", fs+"@"+string(foreign))
+	must(t, "zfs", "snapshot", fs+"@daily")
+	must(t, "zfs", "snapshot", fs+"@"+string(foreign))
 	must(t, "zfs", "create", "-o", "mountpoint=none", s.parent+"/"+string(store.NewVolumeID()))
 	if n := count(t, s); n != 2 {
 		t.Errorf("%d things show, not two", n)
