@@ -122,6 +122,9 @@ func goes(in RetentionInput, s Snapshot, rank int) string {
 		return "it is a step of an older build of " + s.Tree + ", and no build uses it any more"
 	}
 	reason := fmt.Sprintf("%d complete snapshots of %s are newer", rank-1, s.Tree)
+	if rank == 2 {
+		reason = "a complete snapshot of " + s.Tree + " is newer"
+	}
 	if in.Rules.KeepWithin > 0 {
 		reason += fmt.Sprintf(", and it is older than %s", Days(in.Rules.KeepWithin))
 	}

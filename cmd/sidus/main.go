@@ -63,7 +63,7 @@ func newApp() *cli.App {
 		OnUsageError:   usageError,
 		Commands: []*cli.Command{
 			initCommand(), buildCommand(), importCommand(),
-			listCommand(), showCommand(), logCommand(),
+			listCommand(), showCommand(), logCommand(), diffCommand(),
 			snapshotCommand(), branchCommand(), rollbackCommand(), deleteCommand(), renameCommand(),
 			shellCommand(), execCommand(),
 			promoteCommand(), channelCommand(),
