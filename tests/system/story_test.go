@@ -40,6 +40,24 @@ func (w *world) alpha(ctx context.Context, t *testing.T) {
 		t.Logf("%d packets were not counted", lost)
 	}
 
+	t.Run("the steps of the boot", func(t *testing.T) {
+		log, at := w.server.log(), 0
+		for _, name := range []string{"dhcp", "config", "kernel", "initrd", "root", "up"} {
+			found := regexp.MustCompile(step(name, m.mac)+".*").FindAllStringIndex(log, -1)
+			if len(found) == 0 || name != "dhcp" && len(found) > 1 {
+				t.Errorf("the server's log has %d lines of the step %s", len(found), name)
+				continue
+			}
+			line := log[found[0][0]:found[0][1]]
+			if found[0][0] < at {
+				t.Errorf("this line comes too early: %s", line)
+			}
+			if name != "dhcp" && !strings.Contains(line, "snapshot="+w.v1.ref+" ") && !strings.Contains(line, `snapshot="`+w.v1.ref+`"`) {
+				t.Errorf("this line does not name %s: %s", w.v1.ref, line)
+			}
+			at = found[0][1]
+		}
+	})
 	t.Run("what came up", func(t *testing.T) {
 		m.checkRuns(ctx, t, w.v1, channel)
 		w.alpha1 = m.identity(ctx, t)
