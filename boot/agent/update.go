@@ -46,13 +46,19 @@ const (
 type Updater struct {
 	// Log is told what is done; nil means logrus' standard logger.
 	Log logrus.FieldLogger
+
+	// For tests: how a snapshot is mounted; nil means mountNFS.
+	mount func(source, dir, options string) error
 }
 
 // Update carries out an order. If it fails, the node is as it was before, or
 // the outcome says that it may use the snapshot all the same.
 func (u *Updater) Update(ctx context.Context, order protocol.Order) protocol.Outcome {
 	outcome := protocol.Outcome{Order: order.Number, Snapshot: order.Snapshot}
-	s := &stacking{ctx: ctx, order: order, log: u.Log}
+	s := &stacking{ctx: ctx, order: order, log: u.Log, mount: u.mount}
+	if s.mount == nil {
+		s.mount = mountNFS
+	}
 	if s.log == nil {
 		s.log = logrus.StandardLogger()
 	}
@@ -76,6 +82,7 @@ type stacking struct {
 	ctx    context.Context
 	order  protocol.Order
 	log    logrus.FieldLogger
+	mount  func(source, dir, options string) error
 	mounts []mount // before it
 	undo   []func() error
 	notes  []string
@@ -189,7 +196,7 @@ func (s *stacking) privateFolder() error {
 // where it is.
 func (s *stacking) snapshot() (string, error) {
 	root, ok := at(s.mounts, rootLayer)
-	if !ok || root.fs != "nfs" {
+	if !ok || !strings.Contains(root.source, "/") {
 		return "", fmt.Errorf("%s is no NFS mount: this node was not booted by Sidus", rootLayer)
 	}
 	cut := strings.LastIndexByte(root.source, '/')
@@ -204,7 +211,7 @@ func (s *stacking) snapshot() (string, error) {
 		return "", err
 	}
 	s.undo = append(s.undo, func() error { return remove(dir) })
-	if err := unix.Mount(source, dir, "nfs", unix.MS_RDONLY|unix.MS_NOATIME, nfsOptions(root.super)); err != nil {
+	if err := s.mount(source, dir, nfsOptions(root.super)); err != nil {
 		return "", fmt.Errorf("mount %s: %w", source, err)
 	}
 	s.undo = append(s.undo, func() error { return unmount(dir) })
@@ -215,6 +222,10 @@ func (s *stacking) snapshot() (string, error) {
 		}
 	}
 	return dir, nil
+}
+
+func mountNFS(source, dir, options string) error {
+	return unix.Mount(source, dir, "nfs", unix.MS_RDONLY|unix.MS_NOATIME, options)
 }
 
 // nfsOptions are options of an NFS mount as mount(2) takes them, made of those
