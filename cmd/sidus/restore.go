@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
@@ -77,6 +78,7 @@ type restored struct {
 	Aside    string          `json:"aside,omitempty"`  // where the old state is
 	NewKey   bool            `json:"new_key"`
 	Findings []image.Finding `json:"findings"` // what catalog and store differ in
+	Newer    time.Time       `json:"newer,omitzero"` // the store keeps a catalog of that time, which is newer than the backup
 	Problem  string          `json:"problem,omitempty"`
 }
 
@@ -289,11 +291,35 @@ func compareRestored(ctx context.Context, c *cli.Context, report *restored) {
 		return
 	}
 	findings, err := s.manager.Check(ctx)
+	if !report.Created.IsZero() {
+		if kept := newestKept(ctx, s); kept.After(report.Created) {
+			report.Newer = kept
+		}
+	}
 	if err := errors.Join(err, s.close()); err != nil {
 		report.Problem = "catalog and store cannot be compared: " + err.Error()
 		return
 	}
 	report.Findings = append(report.Findings, findings...)
+}
+
+// newestKept tells when what the store's copy of the catalog has on record last
+// happened; the zero time if that cannot be told.
+func newestKept(ctx context.Context, s *site) time.Time {
+	keeper, ok := store.Store(s.store).(store.Keeper)
+	if !ok {
+		return time.Time{}
+	}
+	kept, err := keeper.Kept(ctx, "sidus.db")
+	if err != nil {
+		return time.Time{}
+	}
+	defer kept.Close()
+	at, err := backup.NewestEvent(ctx, kept, s.layout.Dir)
+	if err != nil {
+		logrus.WithError(err).Warn("the copy of the catalog in the store is of no use")
+	}
+	return at
 }
 
 func printRestored(w io.Writer, r restored) {
@@ -310,6 +336,10 @@ func printRestored(w io.Writer, r restored) {
 	}
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "%s: %s\n", f.Kind, f.Text)
+	}
+	if !r.Newer.IsZero() {
+		fmt.Fprintf(w, "the store keeps a newer catalog, of %s: `sidus restore --from-store --force` brings that back, beside the key of the backup.\n"+
+			"Do that before anything else: the next change replaces the store's copy\n", when(r.Newer))
 	}
 	switch {
 	case r.Problem != "":

@@ -445,7 +445,7 @@ func (f *failing) Read(p []byte) (int, error) {
 }
 
 func TestTakeCatalog(t *testing.T) {
-	from, cat := newState(t, "one")
+	_, cat := newState(t, "one")
 	copied := filepath.Join(t.TempDir(), "copy.db")
 	must(t, cat.CopyTo(t.Context(), copied))
 	to, old := newState(t, "two")
@@ -463,9 +463,18 @@ func TestTakeCatalog(t *testing.T) {
 	if name, intents := nameOf(t, to); name != "three" || intents != 0 {
 		t.Errorf("the catalog is %q's with %d intents", name, intents)
 	}
+	copied = filepath.Join(t.TempDir(), "copy.db")
+	happened := time.Now().Truncate(time.Millisecond)
+	must(t, cat.Update(t.Context(), func(tx *sql.Tx) error { return catalog.Record(tx, catalog.Actor{}, "test", "x", "x", "") }))
+	must(t, cat.CopyTo(t.Context(), copied))
+	again, err := os.Open(copied)
+	must(t, err)
+	defer again.Close()
+	if at, err := NewestEvent(t.Context(), again, to.Dir); err != nil || at.Before(happened) || at.After(time.Now()) {
+		t.Errorf("the newest event is of %v, %v; want %v", at, err, happened)
+	}
 	// The key stays in place.
 	if !strings.HasSuffix(read(t, to.SiteKey()), "t") || aside == "" {
 		t.Error("the key is another")
 	}
-	_ = from
 }
