@@ -141,8 +141,9 @@ func (m *machine) identity(ctx context.Context, t *testing.T) identity {
 // offWithin is how long a machine may take to power off or to reset.
 const offWithin = time.Minute
 
-// reboot reboots the machine and returns when it has reset.
-func (m *machine) reboot(ctx context.Context, t *testing.T) {
+// reboot reboots the machine and returns when it has reset: the offset of the
+// console at which the next boot begins.
+func (m *machine) reboot(ctx context.Context, t *testing.T) int {
 	t.Helper()
 	said, events, begun := m.Console.Len(), len(m.Events()), time.Now()
 	if err := m.Type("systemctl reboot\n"); err != nil {
@@ -153,8 +154,10 @@ func (m *machine) reboot(ctx context.Context, t *testing.T) {
 	if _, _, err := m.WaitEvent(limited, events, "RESET"); err != nil {
 		t.Fatal(err)
 	}
+	next := m.Console.Len()
 	times.note(m.name+": from `systemctl reboot` to the reset", time.Since(begun))
 	m.checkShutdown(t, said)
+	return next
 }
 
 // powerOff waits until the machine is off after ask.
