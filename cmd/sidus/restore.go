@@ -77,7 +77,7 @@ type restored struct {
 	Created  time.Time       `json:"created,omitzero"` // of the backup
 	Aside    string          `json:"aside,omitempty"`  // where the old state is
 	NewKey   bool            `json:"new_key"`
-	Findings []image.Finding `json:"findings"` // what catalog and store differ in
+	Findings []image.Finding `json:"findings"`       // what catalog and store differ in
 	Newer    time.Time       `json:"newer,omitzero"` // the store keeps a catalog of that time, which is newer than the backup
 	Problem  string          `json:"problem,omitempty"`
 }

@@ -234,6 +234,13 @@ func TestInstallKeepsTheOldAside(t *testing.T) {
 	if len(read(t, to.StoreFile())) != 3000 || read(t, filepath.Join(to.Cache(), "packages", "a.deb")) == "" {
 		t.Error("the store has gone")
 	}
+	// Twice in one second.
+	now := time.Now()
+	if first, err := makeAside(to.Dir, now); err != nil {
+		t.Error(err)
+	} else if second, err := makeAside(to.Dir, now); err != nil || first == second {
+		t.Errorf("%s and %s, %v", first, second, err)
+	}
 	// What is aside goes into no backup.
 	opened, err := catalog.Open(t.Context(), to.Catalog())
 	must(t, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -134,8 +135,7 @@ func (s *Stage) Install(now time.Time) (aside string, err error) {
 	}
 	folder := ""
 	if len(leave) > 0 {
-		folder = filepath.Join(s.target.Dir, asidePrefix+now.Format("20060102-150405"))
-		if err := os.Mkdir(folder, 0o700); err != nil {
+		if folder, err = makeAside(s.target.Dir, now); err != nil {
 			return "", err
 		}
 		undo = append(undo, func() error { return os.Remove(folder) })
@@ -160,6 +160,20 @@ func (s *Stage) Install(now time.Time) (aside string, err error) {
 		return "", err
 	}
 	return folder, nil
+}
+
+// makeAside makes a folder for what is replaced.
+func makeAside(dir string, now time.Time) (path string, err error) {
+	name := filepath.Join(dir, asidePrefix+now.Format("20060102-150405"))
+	for n := 1; ; n++ {
+		path = name
+		if n > 1 {
+			path += fmt.Sprintf(".%d", n)
+		}
+		if err := os.Mkdir(path, 0o700); !errors.Is(err, fs.ErrExist) {
+			return path, err
+		}
+	}
 }
 
 // replaced lists what has to leave for what arrives, the catalog first.
