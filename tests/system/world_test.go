@@ -130,7 +130,7 @@ const pxelinux = "--no-ipxe-script"
 // TestSystem runs the scenarios that doc.go tells of.
 func TestSystem(t *testing.T) {
 	needMachines(t)
-	limited, stop := context.WithTimeoutCause(t.Context(), 25*time.Minute, errors.New("the time of the whole-system tests is over"))
+	limited, stop := context.WithTimeoutCause(t.Context(), 35*time.Minute, errors.New("the time of the whole-system tests is over"))
 	defer stop()
 	ctx, cancel := context.WithCancelCause(limited)
 	defer cancel(nil)
