@@ -205,13 +205,15 @@ func (t *target) files(b *testing.B) []benchFile {
 
 func (t *target) dial(b testing.TB) *rpcClient { return t.dialAt(b, t.addr) }
 
-func (t *target) dialAt(b testing.TB, addr string) *rpcClient {
+func (t *target) dialAt(b testing.TB, addr string) *rpcClient { return t.dialFrom(b, addr, nil) }
+
+func (t *target) dialFrom(b testing.TB, addr string, from net.IP) *rpcClient {
 	b.Helper()
 	var err error
 	var conn net.Conn
 	// A source port below 1024, which other servers want.
 	for port := 1023; port > 600; port-- {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from, Port: port}}
 		if conn, err = d.Dial("tcp", addr); err == nil {
 			break
 		}

@@ -13,7 +13,8 @@ import (
 // connections, since sessions are kept alive by when it was last heard.
 type client struct {
 	addr    netip.Addr
-	conns   int           // guarded by clients.mu
+	conns   atomic.Int32  // written with clients.mu held
+	turns   chan struct{} // one place for each connection that is being answered, see conn.takeTurn
 	work    chan struct{} // one place for each call that waits for a disk
 	refused atomic.Bool   // a refusal was logged
 
@@ -28,6 +29,7 @@ type clients struct {
 	mu    sync.Mutex
 	all   map[netip.Addr]*client
 	conns int
+	turns int // of each client
 }
 
 // maxQuietClients bounds how many clients are remembered.
@@ -43,14 +45,14 @@ func (c *clients) enter(addr netip.Addr, l *Limits) (*client, bool) {
 		if len(c.all) >= maxQuietClients {
 			c.dropQuiet()
 		}
-		p = &client{addr: addr, work: make(chan struct{}, l.WaitingPerClient), heard: map[[16]byte]*atomic.Int64{}}
+		p = &client{addr: addr, work: make(chan struct{}, l.WaitingPerClient), turns: make(chan struct{}, c.turns), heard: map[[16]byte]*atomic.Int64{}}
 		c.all[addr] = p
 	}
-	if c.conns >= l.Connections || p.conns >= l.ConnectionsPerClient {
+	if c.conns >= l.Connections || int(p.conns.Load()) >= l.ConnectionsPerClient {
 		return p, false
 	}
 	c.conns++
-	p.conns++
+	p.conns.Add(1)
 	return p, true
 }
 
@@ -62,7 +64,7 @@ func (c *clients) dropQuiet() {
 			p.mu.Lock()
 			n := len(p.heard)
 			p.mu.Unlock()
-			if p.conns == 0 && n <= heard {
+			if p.conns.Load() == 0 && n <= heard {
 				delete(c.all, addr)
 			}
 		}
@@ -76,7 +78,7 @@ func (c *clients) leave(p *client) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conns--
-	p.conns--
+	p.conns.Add(-1)
 }
 
 func (c *clients) list() []*client {

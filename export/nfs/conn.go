@@ -22,9 +22,13 @@ const (
 	// flushSize is how many bytes of replies are gathered before they are
 	// written, even if more requests are waiting.
 	flushSize = 64 << 10
-	// turnCalls is how many calls a busy connection has answered before others
-	// get their turn.
-	turnCalls = 64
+	// turnCost is what a busy connection may cost before others get their turn:
+	// 1 for each call, and 1 for each costBytes of replies.
+	turnCost  = 64
+	costBytes = 16 << 10
+	// usualConnections is how many connections a client has at most that is no
+	// burden: Linux' nconnect is 16 or less.
+	usualConnections = 16
 	// outputSize has room for what is gathered and the largest reply after it.
 	outputSize = flushSize + maxDirectoryReply + 1<<10
 )
@@ -42,8 +46,9 @@ type conn struct {
 	heard  *atomic.Int64 // when the client last used heardID
 	whose  [16]byte
 
-	streak int  // calls since the connection last waited for its client
-	bulk   bool // it has a place among the busy ones
+	cost int  // of the calls since the connection last waited for its client or a turn
+	bulk bool // it has a place among the busy ones
+	turn bool // it has one of the turns of its client
 
 	// Requests: in[r:w] is not taken yet. The record being taken has
 	// fragments, of which length bytes from base on are together; next is
@@ -101,7 +106,7 @@ func (c *conn) serve() {
 		if p := recover(); p != nil {
 			c.s.log.WithField("client", c.peer).Errorf("fault while answering: %v\n%s", p, debug.Stack())
 		}
-		c.leaveBulk()
+		c.giveWay()
 		c.call.release()
 		_ = c.tcp.Close()
 		c.deferred.Wait()
@@ -113,6 +118,7 @@ func (c *conn) serve() {
 			c.logEnd(err)
 			return
 		}
+		c.takeTurn()
 		err := c.answerAll()
 		if errFlush := c.flush(); err == nil {
 			err = errFlush
@@ -142,7 +148,7 @@ func (c *conn) answerAll() error {
 	k := &c.call
 	began := c.s.stats.now()
 	for {
-		if c.streak++; c.streak%turnCalls == 0 {
+		if c.cost++; c.cost >= turnCost {
 			if err := c.nextTurn(); err != nil {
 				return err
 			}
@@ -185,6 +191,7 @@ func (c *conn) answerAll() error {
 			}
 		}
 		k.stat.bytes += max(0, len(k.out)-before)
+		c.cost += k.stat.bytes / costBytes
 		now := c.s.stats.now()
 		c.note(k, now-began)
 		began = now
@@ -201,17 +208,35 @@ func (c *conn) nextTurn() error {
 	if err := c.flushKeep(); err != nil {
 		return err
 	}
-	c.leaveBulk()
+	c.cost = 0
+	c.giveWay()
+	c.takeTurn()
 	c.s.bulk <- struct{}{}
 	c.bulk = true
 	return nil
 }
 
-// leaveBulk gives the place back, before the connection waits for something.
-func (c *conn) leaveBulk() {
+// takeTurn waits, if the client has unusually many connections, for one of the
+// turns that they share: they get no more of the processors than one busy
+// connection does.
+func (c *conn) takeTurn() {
+	if c.turn || c.client.conns.Load() <= usualConnections {
+		return
+	}
+	c.giveWay() // who has a place does not wait for a turn
+	c.client.turns <- struct{}{}
+	c.turn = true
+}
+
+// giveWay gives place and turn back, before the connection waits for something.
+func (c *conn) giveWay() {
 	if c.bulk {
 		c.bulk = false
 		<-c.s.bulk
+	}
+	if c.turn {
+		c.turn = false
+		<-c.client.turns
 	}
 }
 
@@ -245,7 +270,7 @@ func (c *conn) flushKeep() error {
 // lockWrite locks mu for the goroutine of the connection.
 func (c *conn) lockWrite() {
 	if !c.mu.TryLock() {
-		c.leaveBulk()
+		c.giveWay()
 		c.mu.Lock()
 	}
 }
@@ -359,8 +384,8 @@ func (c *conn) readSome(fd uintptr) bool {
 			return true
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
-			c.streak = 0
-			c.leaveBulk()
+			c.cost = 0
+			c.giveWay()
 			if c.w == 0 {
 				c.dropInput()
 			} else if !c.call.refused && !c.stopping.Load() {
@@ -474,7 +499,7 @@ func (c *conn) writeSome(fd uintptr) bool {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
 			if !c.byOther {
-				c.leaveBulk()
+				c.giveWay()
 			}
 			c.armed = true
 			_ = c.tcp.SetWriteDeadline(time.Now().Add(c.s.limits.StallTimeout))

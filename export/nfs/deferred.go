@@ -23,7 +23,7 @@ func (c *conn) deferCall(record []byte) error {
 		if err := c.flushKeep(); err != nil {
 			return err
 		}
-		c.leaveBulk()
+		c.giveWay()
 		c.slots <- struct{}{}
 	}
 	d := c.s.calls.Get().(*deferredCall)

@@ -140,7 +140,13 @@ func (s *Server) start() {
 		s.small.init(s.limits.SmallFiles)
 		s.clients.all = map[netip.Addr]*client{}
 		s.disk = make(chan struct{}, s.limits.DiskReads)
-		s.bulk = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1))
+		// Busy connections leave one of Go's processors to the others (see
+		// conn.nextTurn). Where there is only one, the kernel shares it.
+		if runtime.GOMAXPROCS(0) == 1 {
+			runtime.GOMAXPROCS(2)
+		}
+		s.bulk = make(chan struct{}, runtime.GOMAXPROCS(0)-1)
+		s.clients.turns = cap(s.bulk)
 		s.inputs.New = func() any { b := make([]byte, inputSize); return &b }
 		s.outputs.New = func() any { b := make([]byte, 0, outputSize); return &b }
 		s.scratch.New = func() any { b := make([]byte, 64<<10); return &b }
