@@ -3,6 +3,7 @@ package labdisk
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -10,6 +11,7 @@ import (
 // TestSuites runs the suites of the backends that need what the host may lack.
 // Some of their cases are shorter in the machine, where a program takes ten
 // times as long; with SIDUS_TEST_LONG in the environment they run in full.
+// SIDUS_TEST_SUITES=sidus/zfs,sidus/lvm runs these only.
 func TestSuites(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIPPED: the tests of zfs and lvm were NOT run: -short")
@@ -18,14 +20,18 @@ func TestSuites(t *testing.T) {
 	if os.Getenv("SIDUS_TEST_LONG") == "" {
 		args = []string{"-test.short"}
 	}
-	Run(t,
-		Suite{Package: "sidus/image/store/mountpoint"},
-		Suite{Package: "sidus/zfs", Args: args},
+	suites := []Suite{
+		{Package: "sidus/image/store/mountpoint"},
+		{Package: "sidus/zfs", Args: args},
 		// With udev, as on a server, and without, as in a container. Most of it
 		// without: emulated, udev takes some seconds for each device.
-		Suite{Package: "sidus/lvm", Args: []string{"-test.run=TestFile|TestCutOff"}},
-		Suite{Package: "sidus/lvm", Args: args, Env: []string{"DM_DISABLE_UDEV=1"}, Setup: withoutUdev},
-	)
+		{Package: "sidus/lvm", Args: []string{"-test.run=TestFile|TestCutOff"}},
+		{Package: "sidus/lvm", Args: args, Env: []string{"DM_DISABLE_UDEV=1"}, Setup: withoutUdev},
+	}
+	if only := os.Getenv("SIDUS_TEST_SUITES"); only != "" {
+		suites = slices.DeleteFunc(suites, func(s Suite) bool { return !slices.Contains(strings.Split(only, ","), s.Package) })
+	}
+	Run(t, suites...)
 }
 
 const withoutUdev = "systemctl stop systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service"

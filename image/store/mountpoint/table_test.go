@@ -3,6 +3,7 @@ package mountpoint
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,6 +144,9 @@ func TestKilledHolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -180,11 +184,13 @@ func TestHelperHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := table.Hold("a", tmpfs); err != nil {
+	held, err := table.Hold("a", tmpfs)
+	if err != nil {
 		t.Fatal(err)
 	}
 	fmt.Print("held")
-	select {}
+	_, _ = io.Copy(io.Discard, os.Stdin) // which does not end before this process
+	_ = held.Release()
 }
 
 func TestManyAtOnce(t *testing.T) {
