@@ -1,0 +1,122 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sidus/image/store"
+)
+
+// take returns a Take that makes a snapshot with a file in it, as a portable
+// stream does.
+func (b *bench) take(id store.SnapshotID, text string) func(context.Context, store.VolumeID) error {
+	return func(ctx context.Context, scratch store.VolumeID) error {
+		if err := b.store.CreateVolume(ctx, scratch); err != nil {
+			return err
+		}
+		mount, err := b.store.MountVolume(ctx, scratch)
+		if err == nil {
+			err = errors.Join(os.WriteFile(filepath.Join(mount.Path(), "file"), []byte(text), 0o600), mount.Unmount(ctx))
+		}
+		if err == nil {
+			err = b.store.Snapshot(ctx, scratch, id)
+		}
+		return errors.Join(err, b.store.DestroyVolume(ctx, scratch))
+	}
+}
+
+func (b *bench) received(number int, tree string) ReceiveOptions {
+	s := Snapshot{
+		ID: store.NewSnapshotID(), TreeID: tree, Tree: "debian", Number: number, Phase: "boot", Key: "k", Recipe: "r", Complete: true,
+		Author: "eve", Message: "hello", Created: time.Now().Add(-time.Hour).Truncate(time.Millisecond),
+	}
+	return ReceiveOptions{Snapshot: s, Source: "a test", Take: b.take(s.ID, "received")}
+}
+
+func TestReceive(t *testing.T) {
+	b := newBench(t)
+	tree := string(store.NewVolumeID())
+	first := b.received(7, tree)
+	first.Snapshot.Name = "gold"
+	s, err := b.Receive(t.Context(), first)
+	b.must(err)
+	want := first.Snapshot
+	if s.Created = s.Created.Local(); !s.Created.Equal(want.Created) {
+		t.Errorf("created %v, want %v", s.Created, want.Created)
+	}
+	if s.Created = want.Created; s != want {
+		t.Errorf("received %+v\nwant %+v", s, want)
+	}
+	if b.read(s.ID, "file") != "received" {
+		t.Error("its content is another")
+	}
+	got, err := b.Tree(t.Context(), "debian")
+	b.must(err)
+	if got.ID != tree || got.Base != s.ID {
+		t.Errorf("the tree is %+v", got)
+	}
+	// The next goes into the same tree; its head stays. Its number is taken.
+	second := b.received(7, tree)
+	second.Snapshot.Parent, second.Base, second.Snapshot.Name = s.ID, s.ID, "gold"
+	s2, err := b.Receive(t.Context(), second)
+	b.must(err)
+	if s2.Ref() != "debian@8" || s2.Parent != s.ID || s2.Name != "" {
+		t.Errorf("received %+v", s2)
+	}
+	if got, _ = b.Tree(t.Context(), "debian"); got.Base != s.ID {
+		t.Error("the head has moved")
+	}
+	if s3 := b.snapshot("debian"); s3.Number != 9 {
+		t.Errorf("the next number is %d", s3.Number)
+	}
+	// Again: it is here. What was deleted comes back under its own ID.
+	if _, err := b.Receive(t.Context(), second); !errors.Is(err, store.ErrExists) || !strings.Contains(err.Error(), "debian@8") {
+		t.Errorf("again: %v", err)
+	}
+	b.must(b.DeleteSnapshot(t.Context(), s2.ID))
+	if back, err := b.Receive(t.Context(), second); err != nil || back.Ref() != "debian@10" || !back.Deleted.IsZero() {
+		t.Errorf("what was deleted: %+v, %v", back, err)
+	}
+	b.sound()
+}
+
+func TestReceiveRefuses(t *testing.T) {
+	b := newBench(t)
+	local, s := b.tree("debian", 1)
+	before, _ := b.store.List(t.Context())
+	for name, change := range map[string]struct {
+		change func(o *ReceiveOptions)
+		want   error
+		says   string
+	}{
+		"another tree's name":    {func(*ReceiveOptions) {}, store.ErrExists, "give another name"},
+		"another name":           {func(o *ReceiveOptions) { o.Snapshot.TreeID, o.Tree = local.ID, "x" }, store.ErrExists, "leave the name out"},
+		"a bad name":             {func(o *ReceiveOptions) { o.Tree = "../x" }, store.ErrBadName, "../x"},
+		"a bad ID":               {func(o *ReceiveOptions) { o.Tree, o.Snapshot.ID = "x", "zz" }, store.ErrBadName, "zz"},
+		"a snapshot that is":     {func(o *ReceiveOptions) { o.Tree, o.Snapshot.ID = "x", s[0].ID }, store.ErrExists, "debian@1"},
+		"a base that is missing": {func(o *ReceiveOptions) { o.Tree, o.Base = "x", store.NewSnapshotID() }, store.ErrNotFound, ""},
+		"a stream that breaks": {func(o *ReceiveOptions) {
+			o.Tree, o.Take = "x", func(ctx context.Context, scratch store.VolumeID) error {
+				return errors.Join(b.store.CreateVolume(ctx, scratch), store.ErrUnavailable)
+			}
+		}, store.ErrUnavailable, ""},
+	} {
+		o := b.received(1, string(store.NewVolumeID()))
+		change.change(&o)
+		if _, err := b.Receive(t.Context(), o); !errors.Is(err, change.want) || !strings.Contains(err.Error(), change.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if after, _ := b.store.List(t.Context()); len(after) != len(before) {
+		t.Errorf("the store has %d items, had %d", len(after), len(before))
+	}
+	if b.read(s[0].ID, "file") != "version 1" {
+		t.Error("a refused import has touched what was here")
+	}
+	b.sound()
+}
