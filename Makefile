@@ -22,7 +22,7 @@ export SIDUS_TEST_CACHE ?= /var/cache/sidus-tests
 
 export SIDUS_BIN := $(CURDIR)/bin/sidus
 
-.PHONY: help build demo test unit system lab long check fmt vet lint vuln fuzz bench install uninstall clean deps test-deps
+.PHONY: help build demo test unit system lab lab-test long check fmt vet lint vuln fuzz bench install uninstall clean deps test-deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +48,15 @@ test: test-deps build check unit system ## everything: checks, unit and protocol
 unit: test-deps agent ## unit, conformance and protocol tests
 	go test -count=1 -timeout 20m $$(go list ./... | grep -v '^sidus/tests/')
 
-system: test-deps build ## commands on a real store, machines that boot, and ZFS and LVM in a machine of their own
-	go test -count=1 -timeout 60m -v ./tests/...
+system: test-deps build ## commands on a real store, and virtual machines that boot
+	go test -count=1 -timeout 60m -v ./tests/commands ./tests/lab ./tests/system
+	go test -count=1 -short ./tests/labdisk/...
 
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
 	go run ./tests/labdisk/cmd/labdisk
+
+lab-test: lab ## the suites of the ZFS and LVM backends, in that machine
+	go test -count=1 -timeout 120m -v -run TestSuites ./tests/labdisk
 
 long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/commands ./btrfs
