@@ -74,7 +74,9 @@ func FillFromTar(path string, progress Progress) (func(ctx context.Context, root
 	}
 	return func(ctx context.Context, root string) error {
 		defer file.Close()
-		input := bufio.NewReaderSize(file, 1<<20)
+		stoppable, stop := whileContext(ctx, file)
+		defer stop()
+		input := bufio.NewReaderSize(stoppable, 1<<20)
 		lines := &lineCounter{progress: progress}
 		args := append(compression(input), "-x", "-v", "-p", "-f", "-", "-C", root,
 			"--numeric-owner", "--same-owner", "--acls", "--xattrs", "--xattrs-include=*", "--delay-directory-restore")
@@ -86,6 +88,22 @@ func FillFromTar(path string, progress Progress) (func(ctx context.Context, root
 		}
 		return nil
 	}, nil
+}
+
+// whileContext returns what reads from r until ctx ends: a pipe that nobody
+// writes to would be waited for, whatever the user says. A read that is under
+// way then goes on in the background.
+func whileContext(ctx context.Context, r io.Reader) (reader io.Reader, stop func()) {
+	out, in := io.Pipe()
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{in}, struct{ io.Reader }{r}, make([]byte, 1<<20))
+		_ = in.CloseWithError(err)
+	}()
+	unwatch := context.AfterFunc(ctx, func() { _ = out.CloseWithError(context.Cause(ctx)) })
+	return out, func() {
+		unwatch()
+		_ = out.Close()
+	}
 }
 
 // compression looks at the first bytes for tar's option: tar itself cannot
