@@ -271,28 +271,23 @@ func TestInitKilledAnywhere(t *testing.T) {
 		t.Fatalf("init: %+v", r)
 	}
 	for _, n := range points(t, whole.calls) {
-		s := bareSite(t, filepath.Join(t.TempDir(), "state"))
-		cut, _ := s.cut(n, each, args...)
-		name := fmt.Sprintf("killed at step %d (%s)", n, cut.killed)
-		s.waitAlone()
-		if r := s.run("list"); r.status == 0 {
-			var l listingJSON
-			s.json(&l, "list")
-		} else if !strings.Contains(r.stderr, "sidus init") {
-			t.Errorf("%s: list does not say what to do: %s", name, r.stderr)
-		}
-		if r := s.run(args...); r.status != 0 {
-			t.Errorf("%s: init again: %+v", name, r)
-			continue
-		}
-		if info, err := os.Stat(filepath.Join(s.dir, "secrets/site.key")); err != nil || info.Size() != 32 || info.Mode() != 0o600 {
-			t.Errorf("%s: the site's key: %v, %v", name, info, err)
-		}
-		s.ok("import", "deb", "--dir", smallTree(t))
-		s.mended(name)
-		s.sound()
-		if t.Failed() {
-			t.Fatalf("%s: that is enough", name)
-		}
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			s := bareSite(t, filepath.Join(t.TempDir(), "state"))
+			cut, _ := s.cut(n, each, args...)
+			name := fmt.Sprintf("killed at step %d (%s)", n, cut.killed)
+			s.waitAlone()
+			if r := s.run("list"); r.status != 0 && !strings.Contains(r.stderr, "sidus init") {
+				t.Errorf("%s: list does not say what to do: %s", name, r.stderr)
+			}
+			if r := s.run(args...); r.status != 0 {
+				t.Fatalf("%s: init again: %+v", name, r)
+			}
+			if info, err := os.Stat(filepath.Join(s.dir, "secrets/site.key")); err != nil || info.Size() != 32 || info.Mode() != 0o600 {
+				t.Errorf("%s: the site's key: %v, %v", name, info, err)
+			}
+			s.ok("import", "deb", "--dir", smallTree(t))
+			s.mended(name)
+			s.sound()
+		})
 	}
 }
