@@ -25,7 +25,7 @@ import (
 )
 
 var (
-	rounds = flag.Int("rounds", 3, "how often each load is tried on each server")
+	rounds = flag.Int("rounds", 3, "how often each load is tried on each server; 0: only storms")
 	took   = flag.Duration("time", 500*time.Millisecond, "how long each try takes")
 	nodes  = flag.Int("nodes", 300, "virtual nodes of a storm; 0: no storm")
 	storms = flag.Int("storms", 2, "storms on each server")

@@ -65,8 +65,10 @@ func run(ctx context.Context, dir string) (err error) {
 			return err
 		}
 	}
-	if err := compare(ctx, dir, tree, servers); err != nil {
-		return err
+	if *rounds > 0 {
+		if err := compare(ctx, dir, tree, servers); err != nil {
+			return err
+		}
 	}
 	if *nodes == 0 {
 		return nil
