@@ -63,6 +63,7 @@ func (u *Updater) Update(ctx context.Context, order protocol.Order) protocol.Out
 		s.log = logrus.StandardLogger()
 	}
 	err := s.run()
+	defer s.close()
 	outcome.Notes = s.notes
 	if err == nil {
 		return outcome
@@ -86,7 +87,8 @@ type stacking struct {
 	mounts []mount // before it
 	undo   []func() error
 	notes  []string
-	stays  bool // the snapshot is in use whatever happens
+	stays  bool       // the snapshot is in use whatever happens
+	hidden []*os.File // mounts below the old /usr that the new one has, too
 }
 
 func (s *stacking) note(format string, args ...any) {
@@ -348,7 +350,7 @@ func (s *stacking) written() ([]string, error) {
 			continue // folders alone, at most with the attributes of the old ones
 		}
 		kept = append(kept, layer)
-		s.note("what this node wrote into /usr itself stays on top of the new one: %d files, below %s", files, layer)
+		s.note("what this node wrote into /usr itself stays on top of the new one (files: %d, below %s)", files, layer)
 	}
 	return kept, nil
 }
@@ -381,6 +383,7 @@ func opaque(dir string) bool {
 // modules of the running kernel if the snapshot has them no more.
 func (s *stacking) carry() error {
 	points := below(s.mounts, "/usr")
+	hidden := slices.Clone(points)
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return err
@@ -399,6 +402,13 @@ func (s *stacking) carry() error {
 		if err != nil {
 			return err
 		}
+		if slices.Contains(hidden, point) {
+			fd, err := unix.Open(point, unix.O_PATH|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return &fs.PathError{Op: "open", Path: point, Err: err}
+			}
+			s.hidden = append(s.hidden, os.NewFile(uintptr(fd), point))
+		}
 		if info.IsDir() {
 			err = os.MkdirAll(target, 0o755)
 		} else if _, statErr := os.Stat(target); statErr != nil {
@@ -416,6 +426,12 @@ func (s *stacking) carry() error {
 		}
 	}
 	return nil
+}
+
+func (s *stacking) close() {
+	for _, file := range s.hidden {
+		_ = file.Close()
+	}
 }
 
 // show puts the new /usr over the old one, for all mount namespaces that get
@@ -440,6 +456,13 @@ func (s *stacking) settle() error {
 	}
 	if err := run(s.ctx, reloadTime, "systemctl", "daemon-reload"); err != nil {
 		s.note("systemd did not read its units again (`systemctl daemon-reload` does): %v", err)
+	}
+	// Nobody gets at these any more, and the end of the system would stumble
+	// over them. Who uses one keeps it.
+	for _, file := range s.hidden {
+		if err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.MNT_DETACH); err != nil {
+			s.log.WithError(err).WithField("mount", file.Name()).Warn("live update: a mount that is hidden now stays")
+		}
 	}
 	if err := unmount(s.staging()); err != nil {
 		s.log.WithError(err).Warn("live update: the staging mount stays")

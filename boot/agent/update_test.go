@@ -205,6 +205,9 @@ func testUpdate(t *testing.T) {
 	see("/usr/bin/tool", "two")
 	see("/usr/bin/more", "")
 	see("/usr/bin/written", "later")
+	if n := strings.Count(mounts(), " /usr/local tmpfs "); n != 1 {
+		t.Errorf("%d mounts at /usr/local:\n%s", n, mounts())
+	}
 	// What the node wrote before the first update is below the tmpfs.
 	if err := unix.Unmount("/usr/local", unix.MNT_DETACH); err != nil {
 		t.Fatal(err)

@@ -231,7 +231,9 @@ func (n *nextBoot) compare(ctx context.Context, m *image.Manager) (err error) {
 	}
 	for _, change := range etc {
 		change.Path = "/etc" + change.Path
-		n.Etc = append(n.Etc, change)
+		if change.Path != "/etc/ld.so.cache" { // the node has made it anew
+			n.Etc = append(n.Etc, change)
+		}
 	}
 	return nil
 }
