@@ -81,7 +81,6 @@ type node struct {
 type message struct {
 	call int
 	look int    // object, 0: none
-	at   uint64 // READ: where to go on after a short reply
 	done uint32 // READ: bytes that have come
 	crc  uint32
 }
