@@ -160,6 +160,7 @@ echo kept >/usr/local/data/file`)
 		m.prints(ctx, "42", "echo 6*7 | nsenter -m -t $(systemctl show -P MainPID "+name+") bc")
 	}
 	m.daemon(ctx, "1", "1")
+	t.Logf("in a service with ProtectSystem=, /usr is %s", m.shell(ctx, "nsenter -m -t $(systemctl show -P MainPID strict) sh -c '[ -w /usr/bin ] && echo writable || echo read-only'"))
 	m.prints(ctx, "the node wrote this\nkept", "mine; cat /usr/local/data/file")
 	m.shell(ctx, `echo "echo after the update" >/usr/local/bin/later; chmod 755 /usr/local/bin/later`)
 	if got := s.status(); !strings.Contains(got, " "+first+"+"+second+" ") || !strings.Contains(got, "would boot "+second+" as a whole") {
