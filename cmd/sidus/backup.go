@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v2"
@@ -61,6 +63,7 @@ func writeBackup(ctx context.Context, c *cli.Context, path string) (err error) {
 		if term.IsTerminal(int(os.Stdout.Fd())) {
 			return usagef("a backup holds the site's key and is no text: give a FILE, or send it through a pipe")
 		}
+		signal.Ignore(syscall.SIGPIPE) // a reader that goes away is an error of Write
 		_, err := backup.Write(ctx, os.Stdout, layout, cat, program)
 		return err
 	}

@@ -62,7 +62,7 @@ func newApp() *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   usageError,
 		Commands: []*cli.Command{
-			initCommand(), buildCommand(), importCommand(),
+			initCommand(), buildCommand(), importCommand(), exportCommand(),
 			listCommand(), showCommand(), logCommand(), diffCommand(),
 			snapshotCommand(), branchCommand(), rollbackCommand(), deleteCommand(), renameCommand(),
 			shellCommand(), execCommand(),
