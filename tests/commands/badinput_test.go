@@ -350,7 +350,7 @@ func TestBrokenStates(t *testing.T) {
 	t.Parallel()
 	commands := [][]string{{"list"}, {"snapshot", "deb"}, {"check"}, {"promote", "deb@1"}}
 	for name, c := range map[string]struct {
-		break_ func(s *site)
+		damage func(s *site)
 		status int
 		words  []string
 	}{
@@ -395,7 +395,6 @@ func TestBrokenStates(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			outer := t
 			s := bareSite(t, filepath.Join(t.TempDir(), "state"))
 			s.ok("init", "--size", "300M")
 			s.ok("import", "deb", "--dir", smallTree(t))
@@ -404,13 +403,11 @@ func TestBrokenStates(t *testing.T) {
 				t.Fatalf("cp: %v: %s", err, out)
 			}
 			s.ok("unmount")
-			c.break_(s)
+			c.damage(s)
 			for _, args := range commands {
 				s.fails(c.status, c.words, args...)
 			}
-			if left := s.loops(); left != "" {
-				outer.Errorf("loop devices are left: %s", left)
-			}
+			s.noLoops()
 			// So that the end of the test is like that of others.
 			must(t, os.RemoveAll(s.dir))
 			must(t, os.Rename(keep, s.dir))
@@ -443,9 +440,7 @@ func TestNoBtrfs(t *testing.T) {
 	}
 	words := []string{"kernel has no btrfs", "modprobe btrfs"}
 	s.wantFailure(without(s, "list"), 1, words, "list")
-	if left := s.loops(); left != "" {
-		t.Errorf("loop devices are left: %s", left)
-	}
+	s.noLoops()
 	fresh := bareSite(t, filepath.Join(t.TempDir(), "state"))
 	s.wantFailure(without(fresh, "init", "--size", "300M"), 1, words, "init")
 	if _, err := os.Stat(fresh.storeFile()); err == nil {

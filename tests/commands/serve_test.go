@@ -201,12 +201,20 @@ func (w *wire) answersTFTP() {
 	conn := w.packetConn(clientAddress + ":0")
 	defer conn.Close()
 	request := "\x00\x01lpxelinux.0\x00octet\x00"
-	must(w.t, conn.SetDeadline(time.Now().Add(10*time.Second)))
-	if _, err := conn.WriteTo([]byte(request), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(serverAddress+":69"))); err != nil {
-		w.t.Error(err)
+	// After a storm of requests the server may say that it is busy with those
+	// that nobody goes on with.
+	reply, n, from := make([]byte, 2048), 0, net.Addr(nil)
+	var err error
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
+		must(w.t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+		if _, err := conn.WriteTo([]byte(request), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(serverAddress+":69"))); err != nil {
+			w.t.Error(err)
+		}
+		n, from, err = conn.ReadFrom(reply)
+		if !strings.Contains(string(reply[:n]), "try again") || time.Now().After(end) {
+			break
+		}
 	}
-	reply := make([]byte, 2048)
-	n, from, err := conn.ReadFrom(reply)
 	if err != nil || n != 516 || reply[1] != 3 {
 		w.t.Errorf("TFTP: %d bytes, %v: %.40q", n, err, reply[:n])
 		return

@@ -57,9 +57,7 @@ func (s *site) close() {
 		if r := s.run("unmount"); r.status != 0 {
 			s.t.Errorf("the store cannot be unmounted: %s", r.stderr)
 		}
-		if devices := s.loops(); devices != "" {
-			s.t.Errorf("loop devices are left: %s", devices)
-		}
+		s.noLoops()
 	}
 	if mounts := s.mounts(); len(mounts) > 0 {
 		s.t.Errorf("mounts are left: %v", mounts)
@@ -75,6 +73,19 @@ func (s *site) loops() string {
 		s.t.Errorf("losetup: %v: %s", err, out)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// noLoops checks that the store's file has no loop device. Somebody else who
+// looks at all devices may hold one for a moment.
+func (s *site) noLoops() {
+	s.t.Helper()
+	left := s.loops()
+	for end := time.Now().Add(10 * time.Second); left != "" && time.Now().Before(end); left = s.loops() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if left != "" {
+		s.t.Errorf("loop devices are left: %s", left)
+	}
 }
 
 // mounts are the mounts in this namespace of which the store's loop devices
