@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -85,8 +86,11 @@ func (s *Server) clean(ctx context.Context) error {
 	}
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "snapshot"))
 	errs = append(errs, err)
+	if len(entries) > 0 {
+		errs = append(errs, s.flush(ctx))
+	}
 	for _, entry := range entries {
-		errs = append(errs, unmount(filepath.Join(s.Dir, "snapshot", entry.Name())))
+		errs = append(errs, unmount(ctx, filepath.Join(s.Dir, "snapshot", entry.Name())))
 	}
 	return errors.Join(errs...)
 }
@@ -146,7 +150,8 @@ func (s *Server) unexport(ctx context.Context, id store.SnapshotID) error {
 	for _, client := range clients {
 		errs = append(errs, s.exportfs(ctx, "-u", client.String()+":"+s.Path(id)))
 	}
-	if err := errors.Join(append(errs, unmount(s.Path(id)))...); err != nil {
+	errs = append(errs, s.flush(ctx), unmount(ctx, s.Path(id)))
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	delete(s.exports, id)
@@ -167,6 +172,10 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) exportfs(ctx context.Context, args ...string) error {
 	return tool.Run(ctx, tool.Options{Log: s.Log}, "exportfs", args...)
 }
+
+// flush has the kernel forget which exports it was told of, so that it lets go
+// of those that are gone. It asks again for the others.
+func (s *Server) flush(ctx context.Context) error { return s.exportfs(ctx, "-f") }
 
 // options are those of exports(5). no_root_squash: machines read their root as
 // root. Ports below 1024 only is the default (secure).
@@ -224,15 +233,31 @@ func bind(root, path string) error {
 	}
 	flags := uintptr(unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NOATIME)
 	if err := unix.Mount("", path, "", flags, ""); err != nil {
-		return errors.Join(fmt.Errorf("mount %s read-only: %w", path, err), unmount(path))
+		return errors.Join(fmt.Errorf("mount %s read-only: %w", path, err), unix.Unmount(path, 0), os.Remove(path))
 	}
 	return nil
 }
 
-// unmount ends a mount and removes its folder.
-func unmount(path string) error {
-	if err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", path, err)
+// closeTime is how long the kernel's server may keep files open that it has
+// served: it looks every two seconds for those that are used no more.
+const closeTime = 20 * time.Second
+
+// unmount ends a mount, when the kernel's server has let go of it, and removes
+// its folder.
+func unmount(ctx context.Context, path string) error {
+	limit := time.Now().Add(closeTime)
+	for {
+		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		if err == nil || errors.Is(err, unix.EINVAL) { // EINVAL: it was not mounted
+			return os.Remove(path)
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(limit) {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("unmount %s: %w", path, ctx.Err())
+		}
 	}
-	return os.Remove(path)
 }
