@@ -55,8 +55,8 @@ system: test-deps build ## commands on a real store, and virtual machines that b
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
 	go run ./tests/labdisk/cmd/labdisk
 
-lab-test: lab ## the suites of the ZFS and LVM backends, in that machine
-	go test -count=1 -timeout 120m -v -run TestSuites ./tests/labdisk
+lab-test: lab ## the suites of the ZFS and LVM backends and the kernel's NFS server, in that machine
+	SIDUS_LAB_TESTS=1 go test -count=1 -timeout 120m -v -run 'TestSuites|TestKernel' ./tests/labdisk ./export/knfsd
 
 long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/commands ./btrfs
