@@ -95,7 +95,8 @@ fuzz: agent ## run each fuzz test for FUZZTIME (20s)
 	done
 
 bench: test-deps agent ## benchmarks, as ratios against a peer in the same run
-	go test -run '^$$' -bench . -benchtime 1s ./btrfs ./image/... ./export/...
+	go run ./tests/bench
+	go test -run '^$$' -bench . -benchtime 1s ./btrfs ./image/store/... ./export/stream
 
 install: build ## install sidus, its systemd unit and its recipes below PREFIX (/usr/local)
 	install -D -m 755 bin/sidus $(DESTDIR)$(PREFIX)/sbin/sidus
