@@ -49,7 +49,7 @@ unit: test-deps agent ## unit, conformance and protocol tests
 	go test -count=1 -timeout 20m $$(go list ./... | grep -v '^sidus/tests/')
 
 system: test-deps build ## commands on a real store, and virtual machines that boot
-	go test -count=1 -timeout 60m -v ./tests/commands ./tests/lab ./tests/system
+	go test -count=1 -timeout 60m -v ./tests/commands ./tests/lab ./tests/liveupdate ./tests/system
 	go test -count=1 -short ./tests/labdisk/...
 
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
@@ -59,7 +59,7 @@ lab-test: lab ## the suites of the ZFS and LVM backends and the kernel's NFS ser
 	SIDUS_LAB_TESTS=1 go test -count=1 -timeout 120m -v -run 'TestSuites|TestKernel' ./tests/labdisk ./export/knfsd
 
 long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
-	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/commands ./btrfs
+	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/liveupdate ./tests/commands ./btrfs
 
 check: fmt vet lint vuln ## formatting and static checks
 
