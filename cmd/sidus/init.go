@@ -169,7 +169,7 @@ func unmountCommand() *cli.Command {
 			}
 			cat, err := catalog.Open(c.Context, layout.Catalog())
 			if err != nil {
-				return err
+				return noStoreYet(layout, err)
 			}
 			config, err := readStoreConfig(c.Context, cat)
 			if err := errors.Join(err, cat.Close()); err != nil {

@@ -81,10 +81,7 @@ func openSite(ctx context.Context, c *cli.Context) (s *site, err error) {
 	}
 	s = &site{layout: layout, actor: catalog.CurrentActor(), message: c.String("message")}
 	if s.catalog, err = catalog.Open(ctx, layout.Catalog()); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("there is no store in %s yet: `sidus init` makes one (or --state names another folder)", layout.Dir)
-		}
-		return nil, err
+		return nil, noStoreYet(layout, err)
 	}
 	if s.config, err = readStoreConfig(ctx, s.catalog); err == nil {
 		s.store, err = s.config.open(ctx)
@@ -94,6 +91,14 @@ func openSite(ctx context.Context, c *cli.Context) (s *site, err error) {
 	}
 	s.manager = image.New(image.Options{Layout: layout, Catalog: s.catalog, Store: s.store, Actor: s.actor, Message: s.message})
 	return s, nil
+}
+
+// noStoreYet says what to do if the catalog is not there.
+func noStoreYet(layout image.Layout, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no store in %s yet: `sidus init` makes one (or --state names another folder)", layout.Dir)
+	}
+	return err
 }
 
 func (s *site) close() error {
