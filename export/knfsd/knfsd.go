@@ -90,7 +90,7 @@ func (s *Server) clean(ctx context.Context) error {
 		errs = append(errs, s.flush(ctx))
 	}
 	for _, entry := range entries {
-		errs = append(errs, unmount(ctx, filepath.Join(s.Dir, "snapshot", entry.Name())))
+		errs = append(errs, s.unmount(ctx, filepath.Join(s.Dir, "snapshot", entry.Name())))
 	}
 	return errors.Join(errs...)
 }
@@ -150,7 +150,7 @@ func (s *Server) unexport(ctx context.Context, id store.SnapshotID) error {
 	for _, client := range clients {
 		errs = append(errs, s.exportfs(ctx, "-u", client.String()+":"+s.Path(id)))
 	}
-	errs = append(errs, s.flush(ctx), unmount(ctx, s.Path(id)))
+	errs = append(errs, s.flush(ctx), s.unmount(ctx, s.Path(id)))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -238,20 +238,26 @@ func bind(root, path string) error {
 	return nil
 }
 
-// closeTime is how long the kernel's server may keep files open that it has
-// served: it looks every two seconds for those that are used no more.
-const closeTime = 20 * time.Second
+// closeTime is how long to wait for the kernel's server to let go of what it
+// has served. It looks every two seconds for files that are used no more, but
+// may keep a file system for longer.
+const closeTime = 5 * time.Second
 
-// unmount ends a mount, when the kernel's server has let go of it, and removes
-// its folder.
-func unmount(ctx context.Context, path string) error {
+// unmount ends a mount and removes its folder. A mount that the kernel's server
+// keeps is taken out of sight; it goes when the server lets go of it, and until
+// then the snapshot cannot be destroyed.
+func (s *Server) unmount(ctx context.Context, path string) error {
 	limit := time.Now().Add(closeTime)
 	for {
 		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) && time.Now().After(limit) {
+			s.Log.WithField("path", path).Info("the kernel's NFS server still uses a mount: it goes later")
+			err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
 		if err == nil || errors.Is(err, unix.EINVAL) { // EINVAL: it was not mounted
 			return os.Remove(path)
 		}
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(limit) {
+		if !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("unmount %s: %w", path, err)
 		}
 		select {
