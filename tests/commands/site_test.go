@@ -39,7 +39,7 @@ func newSite(t testing.TB) *site {
 // bareSite is a state folder that nothing has made yet.
 func bareSite(t testing.TB, dir string) *site {
 	t.Helper()
-	s := &site{t: t, dir: dir, mark: "SIDUS_TEST_MARK=" + filepath.Base(filepath.Dir(dir)) + t.Name()}
+	s := &site{t: t, dir: dir, mark: "SIDUS_TEST_MARK=" + dir}
 	t.Cleanup(s.close)
 	return s
 }
