@@ -43,7 +43,7 @@ printf '%s\n' zfs loop dm_thin_pool >"$root/etc/modules-load.d/sidus-lab.conf"
 echo 'options zfs zfs_arc_max=268435456' >"$root/etc/modprobe.d/sidus-lab.conf"
 
 # What nobody needs at boot. nfsd and sshd are started by whoever wants them.
-for unit in zfs-zed zfs-import-cache zfs-import-scan zfs-mount zfs-share zfs-volume-wait \
+for unit in keepalived zfs-zed zfs-import-cache zfs-import-scan zfs-mount zfs-share zfs-volume-wait \
 	nfs-server nfs-blkmap rpc-statd rpcbind ssh lvm2-monitor blk-availability \
 	systemd-timesyncd systemd-networkd apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
 	e2scrub_all.timer e2scrub_reap fstrim.timer getty@tty1 console-getty; do
