@@ -152,3 +152,12 @@ func (s *Store) mountsIn(i item) ([]string, error) {
 	}
 	return mountsInside(mounts, on.device, place), nil
 }
+
+// lockFolder takes the flock of an open folder, which ends when it is closed.
+func lockFolder(dir *os.File) error {
+	for {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/keptfiles"
 )
 
 // Store is a store on btrfs. It implements store.Store, store.Keeper and
@@ -175,7 +176,7 @@ func (s *Store) layOut() error {
 	if err := s.opts.step("mark"); err != nil {
 		return err
 	}
-	if err := writeFile(s.root, markerName, strings.NewReader(markerText)); err != nil {
+	if err := keptfiles.Write(s.root, markerName, strings.NewReader(markerText)); err != nil {
 		return classify(s.opts.place(), "mark as a store", err)
 	}
 	return nil

@@ -235,3 +235,13 @@ func (p *place) deactivateGroup(ctx context.Context) error {
 	_, err := p.lvm(ctx, "vgchange", "--activate", "n", p.group)
 	return classify(p.opts.place(), "", err)
 }
+
+// syncDir makes the names in a folder durable.
+func syncDir(folder string) error {
+	dir, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
