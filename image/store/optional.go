@@ -106,3 +106,29 @@ type NativeReceiver interface {
 // not in the form that the sender has it: it came here by a portable stream, or
 // from somewhere else. A whole stream helps.
 var ErrBaseUnusable = errors.New("the base cannot be used for a difference: send a whole snapshot")
+
+// CompressedSender is a NativeSender that can also send data as it lies in the
+// store, for a stream that nobody compresses afterwards. What it writes is taken
+// by Receive like what Send writes.
+type CompressedSender interface {
+	SendCompressed(ctx context.Context, snap, base SnapshotID) (io.ReadCloser, error)
+}
+
+// Resumer is a NativeSender and NativeReceiver that can go on where a stream was
+// cut. The rest of a stream is another stream: its bytes do not continue those
+// of the first.
+type Resumer interface {
+	// ReceiveResumable is NativeReceiver.Receive, except that what came before r
+	// failed is kept, as a partial item. It also takes what SendResumed writes;
+	// ErrNotFound if there is nothing that it could continue. A stream from the
+	// start takes the place of what was kept.
+	ReceiveResumable(ctx context.Context, kind string, r io.Reader, snap, base SnapshotID) error
+	// ResumeToken returns what SendResumed needs to write the rest of snap, at
+	// most 8 KiB of printable text without blanks. ErrNotFound if nothing was
+	// kept of it: it is sent from the start.
+	ResumeToken(ctx context.Context, snap SnapshotID) (token string, err error)
+	// SendResumed is NativeSender.Send of the rest of a stream. The token may
+	// come from anyone: ErrBadName if it is none, ErrNotFound if it is not one
+	// of snap and base, or cannot be gone on with.
+	SendResumed(ctx context.Context, snap, base SnapshotID, token string) (io.ReadCloser, error)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -168,6 +169,15 @@ func Remove(name string) Applier {
 func Rename(from, to string) Applier {
 	return func(root string) error {
 		return os.Rename(filepath.Join(root, from), filepath.Join(root, to))
+	}
+}
+
+// Noise makes a file of that many bytes which no compression makes smaller.
+func Noise(name string, size int) Applier {
+	return func(root string) error {
+		text := make([]byte, size)
+		_, _ = rand.NewChaCha8([32]byte{1}).Read(text)
+		return os.WriteFile(filepath.Join(root, name), text, 0o644)
 	}
 }
 
