@@ -40,8 +40,9 @@ deps:
 test-deps:
 	@tests/setup.sh test
 
-demo: test-deps build ## build a Debian tree, promote it, and boot a virtual machine from it
-	go run ./tests/demo
+STORE := btrfs
+demo: test-deps build ## build a Debian tree, promote it, and boot a virtual machine from it (STORE=zfs, STORE=lvm: from a server that has that)
+	go run ./tests/demo -store $(STORE)
 
 test: test-deps build check unit system ## everything: checks, unit and protocol tests, machines that really boot
 

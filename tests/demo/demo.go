@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -16,12 +15,13 @@ import (
 	"github.com/gofrs/flock"
 
 	"sidus/tests/lab"
+	"sidus/tests/labdisk"
 )
 
 const (
 	bridge      = "lan"
-	serverAddr  = "10.77.0.1"
-	reportAddr  = serverAddr + ":8081"
+	labAddr     = "10.77.0.1" // of this machine, which is the server if it has the store
+	reportAddr  = labAddr + ":8081"
 	reportPath  = "/demo"
 	bootTimeout = 5 * time.Minute
 )
@@ -29,10 +29,13 @@ const (
 // demo is one run.
 type demo struct {
 	started  time.Time
+	store    string // the kind of store: btrfs here, zfs or lvm in a machine of its own
 	sidusBin string
 	state    string
 	nonce    string
-	snapshot string // tree@number
+	lab      *lab.Lab
+	machine  *labdisk.Server // with the store zfs or lvm: what serves; else nil
+	snapshot string          // tree@number
 	bootTime time.Duration
 	traffic  string
 	steps    []step
@@ -98,17 +101,25 @@ func (d *demo) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, alone.Close()) }()
 	d.nonce = strings.ToLower(rand.Text())
 
-	if err := d.do("make the store", func() error {
-		return d.sidus(ctx, "init", "--size", "20G")
-	}); err != nil {
-		return err
+	if _, ok := stores[d.store]; !ok && d.store != "btrfs" {
+		return fmt.Errorf("there is no kind of store %q: btrfs, zfs and lvm are", d.store)
 	}
 	defer func() {
-		err = errors.Join(err, d.do("clean up", func() error { return d.sidus(context.WithoutCancel(ctx), "unmount") }))
+		err = errors.Join(err, d.do("clean up", func() error { return d.commandHere(context.WithoutCancel(ctx), []string{"unmount"}).Run() }))
 	}()
-	if err := d.do("build the tree", func() error {
-		return d.sidus(ctx, "build", "recipes/demo.yaml", "--set", "nonce="+d.nonce, "--set", "report=http://"+reportAddr+reportPath)
-	}); err != nil {
+	if d.lab, err = lab.New(lab.Options{}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.lab.Close()) }()
+	if _, err := d.lab.AddBridge(bridge, netip.MustParsePrefix(labAddr+"/24")); err != nil {
+		return err
+	}
+	if d.store == "btrfs" {
+		err = d.makeHere(ctx, d.nonce)
+	} else {
+		err = d.makeInMachine(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	if err := d.do("promote it", func() error {
@@ -119,37 +130,34 @@ func (d *demo) run(ctx context.Context) (err error) {
 	return d.boot(ctx)
 }
 
+// makeHere builds the tree on an embedded store in the state folder.
+func (d *demo) makeHere(ctx context.Context, nonce string) error {
+	if err := d.do("make the store", func() error {
+		return d.sidus(ctx, "init", "--size", "20G")
+	}); err != nil {
+		return err
+	}
+	return d.do("build the tree", func() error {
+		return d.sidus(ctx, "build", "recipes/demo.yaml", "--set", "nonce="+nonce, "--set", "report=http://"+reportAddr+reportPath)
+	})
+}
+
 // boot serves the tree in a network of its own and boots a machine from it.
 func (d *demo) boot(ctx context.Context) (err error) {
-	var l *lab.Lab
 	var reports *lab.Reports
 	var capture *lab.Capture
 	var server *lab.Process
-	defer func() {
-		if l != nil {
-			err = errors.Join(err, l.Close())
-		}
-	}()
 	if err := d.do("serve it in a network of its own", func() error {
-		if l, err = lab.New(lab.Options{}); err != nil {
+		if capture, err = d.lab.Capture(bridge); err != nil {
 			return err
 		}
-		if _, err := l.AddBridge(bridge, netip.MustParsePrefix(serverAddr+"/24")); err != nil {
-			return err
-		}
-		if capture, err = l.Capture(bridge); err != nil {
-			return err
-		}
-		if reports, err = l.Reports(reportAddr); err != nil {
+		if reports, err = d.lab.Reports(reportAddr); err != nil {
 			return err
 		}
 		if err := d.addNetwork(ctx); err != nil {
 			return err
 		}
-		// PXELINUX by TFTP is what cards of all ages can load; QEMU's own
-		// firmware would otherwise take the iPXE script.
-		server, err = l.Start(d.sidusBin, "serve", "--state", d.state, "--interface", bridge, "--no-ipxe-script")
-		if err != nil {
+		if server, err = d.serve(); err != nil {
 			return err
 		}
 		return waitText(ctx, server, "giving addresses|answering", time.Minute)
@@ -159,7 +167,7 @@ func (d *demo) boot(ctx context.Context) (err error) {
 	var machine *lab.Machine
 	begun := time.Now()
 	err = d.do("boot a virtual machine from it", func() error {
-		if machine, err = l.Boot(lab.MachineOptions{Name: "demo", NICs: []lab.NIC{{Bridge: bridge}}}); err != nil {
+		if machine, err = d.lab.Boot(lab.MachineOptions{Name: "demo", NICs: []lab.NIC{{Bridge: bridge}}}); err != nil {
 			return err
 		}
 		waiting, cancel := context.WithTimeout(ctx, bootTimeout)
@@ -185,7 +193,7 @@ func (d *demo) boot(ctx context.Context) (err error) {
 		}
 		stopping, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
-		return server.Stop(stopping)
+		return d.stop(stopping, server)
 	})
 }
 
@@ -265,28 +273,6 @@ func (d *demo) waitUp(ctx context.Context) error {
 			return fmt.Errorf("the agent did not report within a minute: %s", text)
 		}
 	}
-}
-
-// sidus runs a command of Sidus on the demo's state and shows what it says.
-func (d *demo) sidus(ctx context.Context, args ...string) error {
-	fmt.Printf("# sidus %s\n", strings.Join(args, " "))
-	cmd := d.command(ctx, args)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	return cmd.Run()
-}
-
-func (d *demo) sidusOutput(ctx context.Context, args ...string) (string, error) {
-	cmd := d.command(ctx, args)
-	cmd.Stderr = os.Stderr
-	text, err := cmd.Output()
-	return string(text), err
-}
-
-func (d *demo) command(ctx context.Context, args []string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, d.sidusBin, append([]string{"--state", d.state}, args...)...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	return cmd
 }
 
 func waitText(ctx context.Context, p *lab.Process, pattern string, limit time.Duration) error {

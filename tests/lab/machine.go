@@ -123,6 +123,9 @@ func (l *Lab) Boot(opts MachineOptions) (*Machine, error) {
 		}
 	}
 	cmd := exec.Command("qemu-system-x86_64", append(args, opts.Args...)...)
+	// The temporary files of snapshot=on, which would outlive a QEMU that is
+	// killed.
+	cmd.Env = append(os.Environ(), "TMPDIR="+l.dir)
 
 	// The monitor is one end of a socket pair: no path that could be too long,
 	// taken, or left over.
