@@ -236,7 +236,7 @@ func (t *target) load(b *testing.B, conns, flight int, messages [][]byte) {
 	for i := range clients {
 		clients[i] = t.dial(b)
 	}
-	before := cpu(t.pid)
+	before, own := cpu(t.pid), cpu(os.Getpid())
 	var bytes [64]int64
 	var wg sync.WaitGroup
 	b.ResetTimer()
@@ -254,14 +254,17 @@ func (t *target) load(b *testing.B, conns, flight int, messages [][]byte) {
 		total += n
 	}
 	used := cpu(t.pid) - before
+	own = cpu(os.Getpid()) - own
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
 	b.ReportMetric(float64(total)/1e6/b.Elapsed().Seconds(), "MB/s")
 	b.ReportMetric(float64(used.Microseconds())/float64(b.N), "serverµs/call")
+	b.ReportMetric(float64(own.Microseconds())/float64(b.N), "loadµs/call")
 }
 
 // drive makes n calls over a connection and returns the bytes received.
 func drive(b *testing.B, conn net.Conn, at, n, flight int, messages [][]byte) int64 {
-	in := bufio.NewReaderSize(conn, 32<<10)
+	limited := &limitedReader{Reader: conn}
+	in := bufio.NewReaderSize(limited, largeReply)
 	var out []byte
 	sent, total := 0, int64(0)
 	send := func() {
@@ -299,11 +302,31 @@ func drive(b *testing.B, conn net.Conn, at, n, flight int, messages [][]byte) in
 			return total
 		}
 		total += size
+		limited.limit = largeReply
+		if size >= largeReply {
+			limited.limit = 512 // what follows is likely to be as large: see discard
+		}
 		if sent < n {
 			send()
 		}
 	}
 	return total
+}
+
+// largeReply is the size in bytes from which on a reply is not worth copying.
+const largeReply = 32 << 10
+
+// limitedReader reads no more than limit at once, if that is not 0.
+type limitedReader struct {
+	io.Reader
+	limit int
+}
+
+func (r *limitedReader) Read(b []byte) (int, error) {
+	if r.limit > 0 && len(b) > r.limit {
+		b = b[:r.limit]
+	}
+	return r.Reader.Read(b)
 }
 
 // discard takes bytes from a connection without copying them (tcp(7),

@@ -2,6 +2,7 @@ package nfs
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,10 @@ type openFile struct {
 	refs       int
 	dropped    bool
 	prev, next *openFile
+
+	// Times by stats.now: up to when the whole file is taken to be in the page
+	// cache, and when to look again whether it is.
+	cachedUntil, lookAt atomic.Int64
 }
 
 func newFiles(limit int) *files {

@@ -2,6 +2,7 @@ package nfs
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -151,7 +152,7 @@ func (k *call) readFile(o *object, f *openFile, offset int64, length int) (outco
 		clear(b[length:])
 		return answered, nil
 	}
-	if err := k.warm(o, f.fd, offset, length); err != nil {
+	if err := k.warm(o, f, offset, length); err != nil {
 		return 0, err
 	}
 	k.readHead(o, length, eof)
@@ -188,10 +189,11 @@ func (k *call) fill(o *object, fd int, b []byte, offset int64) error {
 
 // warm makes sure that a part of a file is in the page cache, from where
 // sendfile takes it. A call that may not wait only looks.
-func (k *call) warm(o *object, fd int, offset int64, length int) error {
-	if o.snap.memory {
+func (k *call) warm(o *object, f *openFile, offset int64, length int) error {
+	if o.snap.memory || k.wholeCached(o, f) {
 		return nil
 	}
+	fd := f.fd
 	if k.wait {
 		scratch := k.s.scratch.Get().(*[]byte)
 		defer k.s.scratch.Put(scratch)
@@ -214,4 +216,35 @@ func (k *call) warm(o *object, fd int, offset int64, length int) error {
 		return err
 	}
 	return k.fill(o, fd, k.io.probe[:], offset+int64(length)-1)
+}
+
+const (
+	// cachedTime is how long a file that was found in the page cache, all of
+	// it, is taken to stay there: what is in use is not evicted that fast.
+	cachedTime = int64(200 * time.Millisecond)
+	// cachedSize is the size up to which it is worth looking.
+	cachedSize = 64 << 20
+)
+
+// wholeCached tells whether the whole of a file is in the page cache, as far
+// as is known: three system calls less for each of its large reads.
+func (k *call) wholeCached(o *object, f *openFile) bool {
+	now := k.s.stats.now()
+	if now < f.cachedUntil.Load() {
+		return true
+	}
+	if o.attr.Size > cachedSize || now < f.lookAt.Load() {
+		return false
+	}
+	f.lookAt.Store(now + cachedTime)
+	if cached, err := k.io.cached(f.fd, 0, int(o.attr.Size)); err != nil || !cached {
+		return false
+	}
+	// The last page is read after the rest: see warm.
+	n, err := k.io.pread(f.fd, k.io.probe[:], int64(o.attr.Size)-1, unix.RWF_NOWAIT)
+	if err != nil || n != 1 {
+		return false
+	}
+	f.cachedUntil.Store(now + cachedTime)
+	return true
 }

@@ -27,6 +27,7 @@ import (
 var (
 	rounds = flag.Int("rounds", 3, "how often each load is tried on each server; 0: only storms")
 	took   = flag.Duration("time", 500*time.Millisecond, "how long each try takes")
+	only   = flag.String("only", "", "try only loads with such a name, such as READ|LOOKUP")
 	nodes  = flag.Int("nodes", 300, "virtual nodes of a storm; 0: no storm")
 	storms = flag.Int("storms", 2, "storms on each server")
 	inside = flag.String("inside", "", "for its own use: the working folder")

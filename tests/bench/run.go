@@ -91,9 +91,16 @@ func run(ctx context.Context, dir string) (err error) {
 func compare(ctx context.Context, dir, tree string, servers []*server) error {
 	fmt.Printf("\n%d connections; medians of %d alternating runs; CPU: µs of the server's per call\n", 8, *rounds)
 	fmt.Printf("%-12s %9s %11s %11s %7s %8s %8s %8s %7s\n", "call", "in flight", "sidus/s", "ganesha/s", "ratio", "wanted", "CPU", "ganesha", "ratio")
+	tried, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
 	missed := 0
 	for _, flight := range []int{16, 1} {
 		for _, load := range loads {
+			if !tried.MatchString(load.name) {
+				continue
+			}
 			wanted := load.many
 			if flight == 1 {
 				wanted = load.one
