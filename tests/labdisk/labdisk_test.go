@@ -3,6 +3,7 @@ package labdisk
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -73,5 +74,44 @@ func TestKey(t *testing.T) {
 	names, err := packages()
 	if err != nil || !strings.Contains(names, "zfs-dkms,") || strings.ContainsAny(names, " #\n") {
 		t.Errorf("%q, %v", names, err)
+	}
+}
+
+// TestPassed: the note of what has passed is one of all that it depends on.
+func TestPassed(t *testing.T) {
+	t.Setenv(CacheEnv, t.TempDir())
+	t.Setenv(FreshEnv, "")
+	folder := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		note, err := passedFile(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return note
+	}
+	first := write("test", "one", 0o755)
+	if _, ok := passed(first); ok {
+		t.Error("it has passed before it ran")
+	}
+	if err := notePassed(first); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := passed(write("test", "one", 0o755)); !ok {
+		t.Error("the note is not found")
+	}
+	if _, ok := passed(write("test", "two", 0o755)); ok {
+		t.Error("another program has the same note")
+	}
+	write("test", "one", 0o755)
+	if _, ok := passed(write("run", "other arguments", 0o755)); ok {
+		t.Error("other arguments have the same note")
+	}
+	t.Setenv(FreshEnv, "1")
+	if _, ok := passed(first); ok {
+		t.Error("the note counts although a fresh run is wanted")
 	}
 }

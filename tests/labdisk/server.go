@@ -46,7 +46,7 @@ type Server struct {
 }
 
 // ReadyTime is how long a machine may take until it obeys.
-const ReadyTime = 3 * time.Minute
+const ReadyTime = 8 * time.Minute
 
 // runServer is what the machine runs instead of tests: it gets an address,
 // and obeys whoever has the key until it is switched off.

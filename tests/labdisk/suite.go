@@ -44,7 +44,9 @@ const bootTime = 5 * time.Minute
 // Run runs suites in one machine, one after another, and reports each of
 // their tests as a subtest. In the machine the environment has SIDUS_LAB=1,
 // and CI as it is here. Where the machine cannot be made, the test fails if CI
-// is "true"; else it is skipped, with a word on what was not tested.
+// is "true"; else it is skipped, with a word on what was not tested. What has
+// passed before with the same programs on the same disk is not run again; see
+// [FreshEnv].
 func Run(t *testing.T, suites ...Suite) {
 	t.Helper()
 	disk, err := Ensure(t.Context(), progress{t}, logrus.StandardLogger())
@@ -68,6 +70,14 @@ func Run(t *testing.T, suites ...Suite) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	note, err := passedFile(filepath.Join(work, "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if when, ok := passed(note); ok {
+		t.Logf("UNCHANGED since all of it passed at %s; %s=1 runs it again", when.Format(time.DateTime), FreshEnv)
+		return
+	}
 	limit := bootTime
 	for _, s := range suites {
 		limit += s.timeout()
@@ -83,6 +93,11 @@ func Run(t *testing.T, suites ...Suite) {
 	if err != nil {
 		console, _ := os.ReadFile(filepath.Join(work, "console"))
 		t.Errorf("the machine: %v; its last words:\n%s\nits console:\n%s", err, last(r.pending, 4000), last(string(console), 4000))
+	}
+	if !t.Failed() {
+		if err := notePassed(note); err != nil {
+			t.Logf("it will run again next time: %v", err)
+		}
 	}
 }
 
@@ -138,7 +153,7 @@ func quote(s string) string { return strings.ReplaceAll(s, "'", `'\''`) }
 // compile makes a test program that needs nothing of the machine it runs on,
 // with its package's test data beside it.
 func compile(ctx context.Context, pkg, to string) error {
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", to, pkg)
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-buildvcs=false", "-o", to, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go test -c %s: %w: %s", pkg, err, out)
