@@ -55,6 +55,9 @@ func (m *Manager) requireComplete(s Snapshot) error {
 
 // moveChannel points a channel to a snapshot and writes its history.
 func (m *Manager) moveChannel(tx *sql.Tx, name string, s Snapshot, action, note string) (c Channel, before Snapshot, err error) {
+	if err := refuseReplica(tx); err != nil {
+		return c, before, err
+	}
 	now := catalog.Millis(time.Now())
 	old, err := queryChannel(tx, name)
 	if err == nil {
@@ -287,6 +290,9 @@ func (m *Manager) SetChannelKeep(ctx context.Context, name string, keep int) err
 		return fmt.Errorf("channel %s: --keep %d: it is 0 to 1000", name, keep)
 	}
 	return m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		if err := refuseReplica(tx); err != nil {
+			return err
+		}
 		if _, err := queryChannel(tx, name); err != nil {
 			return err
 		}
@@ -301,6 +307,9 @@ func (m *Manager) SetChannelKeep(ctx context.Context, name string, keep int) err
 // nodes or networks follow it.
 func (m *Manager) DeleteChannel(ctx context.Context, name string) error {
 	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		if err := refuseReplica(tx); err != nil {
+			return err
+		}
 		c, err := queryChannel(tx, name)
 		if err != nil {
 			return err

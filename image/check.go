@@ -337,6 +337,9 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 	if _, err := os.Lstat(m.layout.catalogCopy()); err == nil {
 		errs = append(errs, add(m.layout.catalogCopyLock(), m.layout.catalogCopy()))
 	}
+	if _, err := os.Lstat(m.layout.IncomingState()); err == nil {
+		errs = append(errs, add(m.layout.IncomingLock(), m.layout.IncomingState()))
+	}
 	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
 	errs = append(errs, err)
 	for _, lock := range locks {

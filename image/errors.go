@@ -16,7 +16,7 @@ var ErrIncomplete = errors.New("not a complete snapshot")
 type Need struct {
 	Snapshot store.SnapshotID `json:"snapshot"`
 	Ref      string           `json:"ref"`
-	Kind     string           `json:"kind"` // channel, history, branch, head, pin, session, operation
+	Kind     string           `json:"kind"` // channel, history, branch, head, pin, session, hold, operation
 	Who      string           `json:"who"`  // the channel, tree or node
 	Text     string           `json:"text"` // a sentence for people
 }

@@ -126,6 +126,10 @@ func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, er
 	report = GCReport{Collected: []Snapshot{}, Kept: []Verdict{}, Freed: []Retired{}, Retired: []Retired{}}
 	var intent int64
 	err = m.catalog.Update(ctx, func(tx *sql.Tx) (err error) {
+		// A replica deletes what its primary deletes, and nothing else.
+		if err := refuseReplica(tx); err != nil {
+			return err
+		}
 		if report.Collected, report.Kept, err = m.deleteCollected(tx, plan); err != nil {
 			return err
 		}

@@ -32,6 +32,24 @@ func (l Layout) Index(id store.SnapshotID) string {
 // Logs holds the logs of builds.
 func (l Layout) Logs() string { return filepath.Join(l.Dir, "log") }
 
+// Incoming holds what another server is sending: streams until they are whole,
+// so that one that was cut goes on where it was, and its catalog.
+func (l Layout) Incoming() string { return filepath.Join(l.Cache(), "incoming") }
+
+// IncomingState is the folder in which another server's catalog and secrets lie
+// until they are taken over.
+func (l Layout) IncomingState() string { return filepath.Join(l.Incoming(), "state") }
+
+// IncomingLock is held by whoever takes what another server sends.
+func (l Layout) IncomingLock() string { return filepath.Join(l.Dir, "locks", "incoming.lock") }
+
+// Secrets is the folder of all that must stay on this site's servers.
+func (l Layout) Secrets() string { return filepath.Dir(l.SiteKey()) }
+
+// TransferSecrets holds what this server shows to others that it sends to or
+// receives from. It is of this server alone.
+func (l Layout) TransferSecrets() string { return filepath.Join(l.Secrets(), "transfer") }
+
 // headLock is the lock file of a tree's head.
 func (l Layout) headLock(tree string) string {
 	return filepath.Join(l.Dir, "locks", "head-"+tree+".lock")
@@ -52,6 +70,7 @@ func (l Layout) Make() error {
 		filepath.Dir(l.SiteKey()),
 		filepath.Join(l.Cache(), "index"),
 		filepath.Join(l.Cache(), "packages"),
+		l.Incoming(),
 		l.Logs(),
 		filepath.Join(l.Dir, "locks"),
 	} {

@@ -33,6 +33,12 @@ func needsOfAll(tx *sql.Tx, snapshots []Snapshot, ownTree string) (map[store.Sna
 			return nil, err
 		}
 	}
+	// With its tree goes what a target would need a snapshot for.
+	if ownTree == "" {
+		if err := f.holds(); err != nil {
+			return nil, err
+		}
+	}
 	return f.needs, f.heads(ownTree)
 }
 

@@ -19,6 +19,12 @@ type operation struct {
 	snapshots []store.SnapshotID // snapshots that the work makes
 	uses      []store.SnapshotID // snapshots that must stay meanwhile
 
+	// replicated says that a replica may do it: the change comes from its
+	// primary. Others are refused there.
+	replicated bool
+	// attach is a catalog that commit reads as the schema src; "": none.
+	attach string
+
 	// check runs before anything is done, in the transaction that records the
 	// intent: names that are taken, objects that are gone. May be nil.
 	check func(tx *sql.Tx) error
@@ -34,6 +40,11 @@ type operation struct {
 func (m *Manager) run(ctx context.Context, op operation) error {
 	var id int64
 	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		if !op.replicated {
+			if err := refuseReplica(tx); err != nil {
+				return err
+			}
+		}
 		if op.check != nil {
 			if err := op.check(tx); err != nil {
 				return err
@@ -59,7 +70,7 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 	}
 	err = op.work(ctx)
 	if err == nil {
-		err = m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		err = m.catalog.UpdateWith(ctx, op.attach, func(tx *sql.Tx) error {
 			if err := op.commit(tx); err != nil {
 				return err
 			}

@@ -70,20 +70,9 @@ func (m *Manager) treeByID(ctx context.Context, id string) (t Tree, err error) {
 // Trees returns all trees, by name.
 func (m *Manager) Trees(ctx context.Context) ([]Tree, error) {
 	var trees []Tree
-	err := m.catalog.View(ctx, func(tx *sql.Tx) error {
-		rows, err := tx.Query(`SELECT ` + treeColumns + ` FROM tree WHERE deleted IS NULL ORDER BY name`)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			t, err := scanTree(rows)
-			if err != nil {
-				return err
-			}
-			trees = append(trees, t)
-		}
-		return rows.Err()
+	err := m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
+		trees, err = queryTrees(tx)
+		return err
 	})
 	return trees, err
 }

@@ -22,6 +22,9 @@ type ReceiveOptions struct {
 	Base store.SnapshotID
 	// Source says where it comes from, for the history.
 	Source string
+	// Replicated says that it comes from the primary of this site. Only a
+	// replica takes it then, and else only a primary.
+	Replicated bool
 	// Take makes the snapshot in the store. It may make the volume scratch
 	// meanwhile, and destroys it again.
 	Take func(ctx context.Context, scratch store.VolumeID) error
@@ -49,7 +52,9 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 		action:    "import",
 		makes:     []store.VolumeID{scratch},
 		snapshots: []store.SnapshotID{id},
-		check:     func(tx *sql.Tx) error { return checkReceived(tx, id) },
+		check:     func(tx *sql.Tx) error { return checkReceived(tx, id, options.Replicated) },
+		// checkReceived looks at the role.
+		replicated: true,
 		work: func(ctx context.Context) error {
 			if err := options.Take(ctx, scratch); err != nil || !fresh {
 				return err
@@ -58,7 +63,7 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 		},
 		commit: func(tx *sql.Tx) error {
 			// Another process may have been quicker.
-			if err := checkReceived(tx, id); err != nil {
+			if err := checkReceived(tx, id, options.Replicated); err != nil {
 				return err
 			}
 			if fresh {
@@ -105,7 +110,11 @@ func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions) (t 
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if other, err := treeByName(tx, name); err == nil {
+		if other, err := treeByName(tx, name); err == nil && options.Replicated {
+			// The primary has renamed trees: its catalog, which comes last,
+			// has all their names.
+			name += "-" + options.Snapshot.TreeID[:min(8, len(options.Snapshot.TreeID))]
+		} else if err == nil {
 			return fmt.Errorf("tree %s: %w, and is another one (made %s); give another name", name, store.ErrExists, other.Created.Format("2006-01-02 15:04"))
 		}
 		t, fresh = newTree(name, options.Snapshot.ID), true
@@ -121,7 +130,10 @@ func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions) (t 
 	return t, fresh, err
 }
 
-func checkReceived(tx *sql.Tx, id store.SnapshotID) error {
+func checkReceived(tx *sql.Tx, id store.SnapshotID, replicated bool) error {
+	if err := checkRole(tx, replicated); err != nil {
+		return err
+	}
 	old, err := anySnapshotByID(tx, id)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

@@ -207,6 +207,9 @@ func (m *Manager) destroy(ctx context.Context, d destruction) error {
 	var id int64
 	var snapshots []Snapshot
 	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		if err := refuseReplica(tx); err != nil {
+			return err
+		}
 		snapshots = nil
 		for _, snapshot := range d.snapshots {
 			s, err := snapshotByID(tx, snapshot)

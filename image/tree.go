@@ -58,6 +58,9 @@ func (m *Manager) Branch(ctx context.Context, from store.SnapshotID, name string
 // not change.
 func (m *Manager) Rename(ctx context.Context, tree, name string) error {
 	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+		if err := refuseReplica(tx); err != nil {
+			return err
+		}
 		t, err := treeByName(tx, tree)
 		if err != nil {
 			return err

@@ -34,6 +34,9 @@ func (m *Manager) NewWorkspace(ctx context.Context, lock *HeadLock, from store.S
 		intent.Uses = []store.SnapshotID{from}
 	}
 	err = m.catalog.Update(ctx, func(tx *sql.Tx) (err error) {
+		if err := refuseReplica(tx); err != nil {
+			return err
+		}
 		if from != "" {
 			if _, err := snapshotByID(tx, from); err != nil {
 				return err

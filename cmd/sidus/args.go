@@ -18,7 +18,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	var path, options, operands []string
 	commands, flags := app.Commands, append([]cli.Flag{}, app.Flags...)
 	flags = append(flags, cli.HelpFlag, cli.VersionFlag)
-	var leaf *cli.Command
+	var leaf, parent *cli.Command
 	// Options that stand before the command belong to it, too; which take a
 	// value is known once the command is.
 	for rest, i := args[1:], 0; i < len(rest) && leaf == nil; i++ {
@@ -27,11 +27,10 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 		}
 		if found := findCommand(commands, rest[i]); found != nil {
 			flags = append(flags, found.Flags...)
-			if len(found.Subcommands) > 0 {
-				commands = found.Subcommands
-			} else {
+			if commands = found.Subcommands; len(commands) == 0 {
 				leaf = found
 			}
+			parent = found
 		}
 	}
 	commands = app.Commands
@@ -66,7 +65,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 	}
 	ordered := append(append([]string{args[0]}, path...), options...)
 	if len(operands) > 0 {
-		if leaf == nil {
+		if leaf == nil && (parent == nil || parent.ArgsUsage == "") {
 			level := app.Commands
 			for _, name := range path {
 				level = findCommand(level, name).Subcommands

@@ -67,6 +67,7 @@ func newApp() *cli.App {
 			snapshotCommand(), branchCommand(), rollbackCommand(), deleteCommand(), renameCommand(),
 			shellCommand(), execCommand(),
 			promoteCommand(), channelCommand(),
+			sendCommand(), receiveCommand(), replicateCommand(), takeoverCommand(), demoteCommand(), readyCommand(), holdsCommand(),
 			networkCommand(), nodeCommand(), serveCommand(), statusCommand(), benchCommand(),
 			checkCommand(), gcCommand(), backupCommand(), restoreCommand(), unmountCommand(),
 		},

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sirupsen/logrus"
@@ -49,8 +50,26 @@ func siteAction(body func(ctx context.Context, c *cli.Context, s *site) error) c
 			return err
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
+		if changesSite(c.Command) {
+			if err := s.manager.Writable(c.Context); err != nil {
+				return err
+			}
+		}
 		return body(c.Context, c, s)
 	}
+}
+
+// changesSite tells whether a command changes what a replica has from its
+// primary: those do whose reason is kept in the history. What check mends is of
+// one server alone; gc, which can also only plan, takeover, demote and holds
+// look at the role themselves.
+func changesSite(command *cli.Command) bool {
+	for _, flag := range command.Flags {
+		if slices.Contains(flag.Names(), "message") {
+			return !slices.Contains([]string{"check", "gc", "takeover", "demote", "release"}, command.Name)
+		}
+	}
+	return false
 }
 
 func setVerbosity(c *cli.Context) {

@@ -75,6 +75,7 @@ type job struct {
 }
 
 // NewWriter begins a stream with its manifest. Close must be called, or Abort.
+// Each Write to w is one Unit, or the end record.
 func NewWriter(w io.Writer, m Manifest, o WriterOptions) (*Writer, error) {
 	if o.Level == 0 {
 		o.Level = DefaultLevel

@@ -101,12 +101,42 @@ func (c *Catalog) Update(ctx context.Context, change func(tx *sql.Tx) error) err
 	return explain(c.path, transact(ctx, c.write, change))
 }
 
+// UpdateWith is Update in which the catalog at path is the schema src, which
+// change may also write to: nobody else may have it open. An empty path is
+// Update.
+func (c *Catalog) UpdateWith(ctx context.Context, path string, change func(tx *sql.Tx) error) (err error) {
+	if path == "" {
+		return c.Update(ctx, change)
+	}
+	// A database cannot be attached inside of a transaction: all of it happens
+	// on one connection.
+	conn, err := c.write.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("catalog: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	if _, err := conn.ExecContext(ctx, `ATTACH ? AS src`, path); err != nil {
+		return fmt.Errorf("catalog: attach %s: %w", path, explain(path, err))
+	}
+	defer func() {
+		if _, detachErr := conn.ExecContext(context.WithoutCancel(ctx), `DETACH src`); detachErr != nil {
+			err = errors.Join(err, fmt.Errorf("catalog: detach %s: %w", path, detachErr))
+		}
+	}()
+	return explain(c.path, transact(ctx, conn, change))
+}
+
 // View runs query in a read transaction: all that it reads is of one moment.
 func (c *Catalog) View(ctx context.Context, query func(tx *sql.Tx) error) error {
 	return explain(c.path, transact(ctx, c.read, query))
 }
 
-func transact(ctx context.Context, db *sql.DB, body func(tx *sql.Tx) error) error {
+// beginner is a *sql.DB or a *sql.Conn.
+type beginner interface {
+	BeginTx(ctx context.Context, options *sql.TxOptions) (*sql.Tx, error)
+}
+
+func transact(ctx context.Context, db beginner, body func(tx *sql.Tx) error) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("catalog: %w", err)
