@@ -16,8 +16,7 @@ import (
 // longer than ctx. What hangs in the kernel cannot be killed: it is left
 // behind, and the caller goes on.
 func (o Options) within(ctx context.Context, what string, do func(ctx context.Context) error) error {
-	limit := fmt.Errorf("%s: %w: nothing heard in %v: is the pool suspended? (zpool status -x; zpool clear when its disks are back): %w", what, ErrTimeout, o.Timeout, store.ErrUnavailable)
-	limited, cancel := context.WithTimeoutCause(ctx, o.Timeout, limit)
+	limited, cancel := context.WithTimeoutCause(ctx, o.Timeout, o.hangs(what))
 	done := make(chan error, 1)
 	go func() {
 		defer cancel()
@@ -40,6 +39,11 @@ func (o Options) within(ctx context.Context, what string, do func(ctx context.Co
 	case <-grace.C:
 		return context.Cause(limited)
 	}
+}
+
+// hangs is the error of a program that says nothing for too long.
+func (o Options) hangs(what string) error {
+	return fmt.Errorf("%s: %w: nothing heard in %v: is the pool suspended? (zpool status -x; zpool clear when its disks are back): %w", what, ErrTimeout, o.Timeout, store.ErrUnavailable)
 }
 
 // run runs zfs or zpool.

@@ -62,7 +62,8 @@ func (s *Store) giveBack(ctx context.Context, d dataset) error {
 		return err
 	}
 	names := parseNames(out)
-	if len(names) == 0 {
+	if len(names) == 0 { // the last of them was destroyed in between
+		s.collect(ctx, d)
 		return nil
 	}
 	return s.opts.rollback(ctx, dataset(names[len(names)-1]))
@@ -82,20 +83,47 @@ func (s *Store) DestroySnapshot(ctx context.Context, id store.SnapshotID) error 
 		return fmt.Errorf("snapshot %s: %w", id, err)
 	}
 	defer excluded.Release()
-	d, _, err := s.find(ctx, id)
-	if err != nil {
+	d, found, err := s.find(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return s.destroyReceived(ctx, id, err)
+	} else if err != nil {
 		return err
 	}
 	if err := s.opts.step("destroy"); err != nil {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
+	if refs := found["userrefs"].value; refs != "0" && refs != "-" {
+		if stay, err := s.releaseStale(ctx, d); err != nil {
+			return err
+		} else if len(stay) > 0 {
+			s.opts.Log.WithField("snapshot", d).Warnf("the space of a destroyed snapshot is free when others release it: %s (zfs holds, zfs release)", strings.Join(stay, ", "))
+		}
+	}
 	if err := classify(d, d, s.opts.destroy(ctx, d)); err != nil {
 		return err
 	}
 	s.forget(id)
 	s.collect(ctx, d)
 	return nil
+}
+
+// destroyReceived destroys what a receive that was cut has left of a snapshot;
+// missing is returned if there is nothing.
+func (s *Store) destroyReceived(ctx context.Context, id store.SnapshotID, missing error) error {
+	partial, err := s.partial(id)
+	if err != nil {
+		return err
+	}
+	lock, err := s.lockWork("receive-" + string(id))
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+	if err = s.destroyPartial(context.WithoutCancel(ctx), partial); errors.Is(err, store.ErrNotFound) {
+		return missing
+	}
+	return err
 }
 
 // collect destroys the retired file system that d belongs to, if nothing needs

@@ -15,8 +15,9 @@ const (
 	propOrigin   = "sidus:origin"   // on a file system: the snapshot it was cloned from
 	propRetired  = "sidus:retired"  // on a file system: a destroyed volume with snapshots
 
-	layoutVersion = "1"
-	keptName      = "kept"
+	layoutVersion   = "1"
+	keptName        = "kept"
+	receivingPrefix = "receiving-" // then the ID of the snapshot that is being received
 )
 
 // maxDataset is the longest name of a parent: ZFS allows 255 bytes, and
@@ -68,6 +69,11 @@ func (s *Store) volume(v store.VolumeID) (dataset, error) {
 // snapshotIn names a snapshot in a file system.
 func (d dataset) snapshot(id store.SnapshotID) (dataset, error) {
 	return d + "@" + dataset(id), id.Validate()
+}
+
+// partial names the file system that a snapshot is received into.
+func (s *Store) partial(id store.SnapshotID) (dataset, error) {
+	return dataset(s.parent + "/" + receivingPrefix + string(id)), id.Validate()
 }
 
 // splitName takes apart the name of something beneath the parent. ok is false

@@ -17,6 +17,7 @@ import (
 type Store struct {
 	opts   Options
 	parent string // the parent dataset
+	runDir string // for locks
 	points *mountpoint.Table
 
 	mu     sync.Mutex
@@ -100,7 +101,8 @@ func (o Options) open(ctx context.Context, init bool) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.points, err = mountpoint.New(filepath.Join(o.RunDir, "zfs-"+guid), nil); err != nil {
+	s.runDir = filepath.Join(o.RunDir, "zfs-"+guid)
+	if s.points, err = mountpoint.New(s.runDir, nil); err != nil {
 		return nil, err
 	}
 	if err := s.points.Sweep(); err != nil {

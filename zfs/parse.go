@@ -68,7 +68,12 @@ func parseList(parent string, text []byte) ([]listed, error) {
 			return nil, fmt.Errorf("what zfs list says cannot be read: %q: %w", line, err)
 		}
 		made := time.Unix(seconds, 0)
+		received, receiving := strings.CutPrefix(fs, receivingPrefix)
 		switch {
+		case receiving:
+			if id := store.SnapshotID(received); snap == "" && id.Validate() == nil {
+				all = append(all, listed{item: store.Item{Kind: store.KindSnapshot, Snapshot: id, Created: made, Partial: true}})
+			}
 		case snap != "":
 			if snap == snapshot && deferred != "on" && store.SnapshotID(snap).Validate() == nil {
 				all = append(all, listed{item: store.Item{Kind: store.KindSnapshot, Snapshot: store.SnapshotID(snap), Created: made}})

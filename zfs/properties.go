@@ -3,11 +3,14 @@ package zfs
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"sidus/image/store"
 )
+
+var _ store.PropertySetter = (*Store)(nil)
 
 // Tunable are the ZFS properties that may be given to a volume, see zfsprops
 // in section 7 of the manual. A clone gets those of the volume that its
@@ -18,10 +21,12 @@ var Tunable = []string{
 	"special_small_blocks", "sync",
 }
 
-// SetProperty gives a volume a property of Tunable; the value is written as for
-// zfs(8), "inherit" takes it back. ErrBadName if it is none of them or the value
-// is not one, ErrNotFound if the volume is missing.
-func (s *Store) SetProperty(ctx context.Context, v store.VolumeID, name, value string) error {
+// inherit is the value that takes a property back.
+const inherit = "inherit"
+
+// SetProperties implements store.PropertySetter for the properties of Tunable;
+// values are written as for zfs(8).
+func (s *Store) SetProperties(ctx context.Context, v store.VolumeID, values map[string]string) error {
 	d, err := s.volume(v)
 	if err != nil {
 		return err
@@ -29,30 +34,54 @@ func (s *Store) SetProperty(ctx context.Context, v store.VolumeID, name, value s
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !slices.Contains(Tunable, name) {
-		return fmt.Errorf("property %q: %w: it is one of %s", name, store.ErrBadName, strings.Join(Tunable, ", "))
-	}
-	if strings.ContainsAny(value, "=, \t\n\x00") || value == "" || value[0] == '-' {
-		return fmt.Errorf("property %s: value %q: %w", name, value, store.ErrBadName)
+	args := []string{"set"}
+	var back []string
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		value := values[name]
+		if !slices.Contains(Tunable, name) {
+			return fmt.Errorf("property %q: %w: it is one of %s", name, store.ErrBadName, strings.Join(Tunable, ", "))
+		}
+		if strings.ContainsAny(value, "=, \t\n\x00") || value == "" || value[0] == '-' {
+			return fmt.Errorf("property %s: value %q: %w", name, value, store.ErrBadName)
+		}
+		if value == inherit {
+			back = append(back, name)
+		} else {
+			args = append(args, name+"="+value)
+		}
 	}
 	if _, err := s.own(ctx, v, d, ""); err != nil {
 		return err
 	}
-	if err := s.opts.step("set property"); err != nil {
+	if err := s.opts.step("set properties"); err != nil {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	if value == "inherit" {
-		return classify(d, d, s.opts.run(ctx, "zfs", "inherit", name, string(d)))
+	if len(args) > 1 { // zfs looks at all of them before it sets one
+		if err := propertyError(d, s.opts.run(ctx, "zfs", append(args, string(d))...)); err != nil {
+			return err
+		}
 	}
-	err = s.opts.set(ctx, d, name, value)
-	if text := said(err); strings.Contains(text, "must be") || strings.Contains(text, "bad numeric value") || strings.Contains(text, "invalid") {
-		return fmt.Errorf("property %s: value %q: %w: %w", name, value, store.ErrBadName, err)
+	for _, name := range back {
+		if err := classify(d, d, s.opts.run(ctx, "zfs", "inherit", name, string(d))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// propertyError turns what "zfs set" says of a value into ErrBadName.
+func propertyError(d dataset, err error) error {
+	text := said(err)
+	for _, words := range []string{"must be", "bad numeric value", "invalid", "is not a number", "too small", "too large"} {
+		if strings.Contains(text, words) {
+			return fmt.Errorf("%w: %s: %w", store.ErrBadName, text, err)
+		}
 	}
 	return classify(d, d, err)
 }
 
-// Properties returns what SetProperty has set on a volume; sizes in bytes.
+// Properties implements store.PropertySetter.
 func (s *Store) Properties(ctx context.Context, v store.VolumeID) (map[string]string, error) {
 	d, err := s.volume(v)
 	if err != nil {

@@ -30,7 +30,7 @@ func (s *Store) usage(ctx context.Context) (u store.Usage, limit string, err err
 	parent := dataset(s.parent)
 	found, err := s.opts.properties(ctx, parent, "used,available")
 	if err != nil {
-		return u, "", classify(s.opts.place(), parent, err)
+		return u, "", s.parentError(ctx, err)
 	}
 	used, err1 := strconv.ParseInt(found["used"].value, 10, 64)
 	free, err2 := strconv.ParseInt(found["available"].value, 10, 64)
@@ -68,8 +68,12 @@ func (s *Store) refuseFull(ctx context.Context, d dataset) error {
 	return nil
 }
 
-// Wait implements store.Waiter. ZFS frees in the background.
+// Wait implements store.Waiter. ZFS frees in the background; what is retired
+// and needed by nothing any more goes first.
 func (s *Store) Wait(ctx context.Context) error {
+	if err := s.Collect(ctx); err != nil {
+		return err
+	}
 	pool, _, _ := cutPool(s.parent)
 	if err := s.opts.run(ctx, "zpool", "sync", pool); err != nil {
 		return classify(s.opts.place(), dataset(pool), err)

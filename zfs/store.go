@@ -84,10 +84,27 @@ func (s *Store) own(ctx context.Context, v store.VolumeID, d dataset, names stri
 	return found, nil
 }
 
+// parentError classifies the failure of a command about the parent. A store
+// that was open and is missing now is ErrUnavailable: its pool was exported, or
+// someone destroyed or renamed the parent.
+func (s *Store) parentError(ctx context.Context, err error) error {
+	parent := dataset(s.parent)
+	if err = classify(s.opts.place(), parent, err); !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	pool, _, _ := cutPool(s.parent)
+	if _, poolErr := s.opts.pool(ctx, pool); poolErr != nil {
+		return classify(s.opts.place(), dataset(pool), poolErr)
+	}
+	return fmt.Errorf("%s: %w: the store's dataset is gone (destroyed, or renamed by hand: zfs list)", s.opts.place(), store.ErrUnavailable)
+}
+
 // renamed adds to an ErrNotFound that someone gave a volume another name.
 func (s *Store) renamed(ctx context.Context, v store.VolumeID, missing error) error {
 	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "1", "-t", "filesystem", "-o", listColumns, s.parent)
-	if err != nil {
+	if err = s.parentError(ctx, err); errors.Is(err, store.ErrUnavailable) {
+		return err
+	} else if err != nil {
 		return missing
 	}
 	all, err := parseList(s.parent, out)
@@ -102,7 +119,10 @@ func (s *Store) renamed(ctx context.Context, v store.VolumeID, missing error) er
 	return missing
 }
 
-// find returns where a snapshot is. ErrNotFound if it is nowhere, was
+// snapshotProperties are what find reads.
+const snapshotProperties = "guid,defer_destroy,userrefs,encryption," + propSnapshot
+
+// find returns where a snapshot is, and its snapshotProperties. ErrNotFound if it is nowhere, was
 // destroyed, or is not the store's.
 func (s *Store) find(ctx context.Context, id store.SnapshotID) (dataset, map[string]property, error) {
 	missing := fmt.Errorf("snapshot %s: %w", id, store.ErrNotFound)
@@ -113,13 +133,13 @@ func (s *Store) find(ctx context.Context, id store.SnapshotID) (dataset, map[str
 		if !known {
 			names, err := s.opts.names(ctx, dataset(s.parent), "2", "snapshot")
 			if err != nil {
-				return "", nil, classify(s.opts.place(), dataset(s.parent), err)
+				return "", nil, s.parentError(ctx, err)
 			}
-			if d = where(s.parent, names, id); d == "" {
+			if d = s.learn(names, id); d == "" {
 				return "", nil, missing
 			}
 		}
-		found, err := s.opts.properties(ctx, d, "defer_destroy,"+propSnapshot)
+		found, err := s.opts.properties(ctx, d, snapshotProperties)
 		if err = classify(d, d, err); errors.Is(err, store.ErrNotFound) {
 			known = false
 			continue // destroyed, or moved with its file system
@@ -144,18 +164,27 @@ func (s *Store) forget(id store.SnapshotID) {
 	delete(s.known, id)
 }
 
-// where finds a snapshot in a list of names.
-func where(parent string, names []string, id store.SnapshotID) dataset {
+// learn remembers where snapshots are, from a list of names, and returns where
+// the one asked for is. What it remembers is a place to look first: find reads
+// the properties that tell whether it is the store's.
+func (s *Store) learn(names []string, id store.SnapshotID) dataset {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.known)
 	for _, name := range names {
-		if _, snap, ok := splitName(parent, name); ok && snap == string(id) {
-			return dataset(name)
+		fs, snap, ok := splitName(s.parent, name)
+		found := store.SnapshotID(snap)
+		if ok && found.Validate() == nil && s.known[found] == "" && !strings.HasPrefix(fs, receivingPrefix) {
+			s.known[found] = dataset(name)
 		}
 	}
-	return ""
+	return s.known[id]
 }
 
 // Snapshot implements store.Store. It is not refused where the store is nearly
-// full: ZFS has a reserve of its own, and the end of work can be kept.
+// full: ZFS has a reserve of its own, and the end of work can be kept. All
+// snapshots are not searched for the ID, which is random: the time that it takes
+// does not depend on how many there are.
 func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.SnapshotID) (err error) {
 	d, err := s.volume(v)
 	if err != nil {
@@ -171,10 +200,15 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if _, err := s.own(ctx, v, d, ""); err != nil {
 		return err
 	}
-	if _, _, err := s.find(ctx, id); err == nil {
-		return fmt.Errorf("%v: %w", target, store.ErrExists)
-	} else if !errors.Is(err, store.ErrNotFound) {
-		return err
+	s.mu.Lock()
+	elsewhere, known := s.known[id]
+	s.mu.Unlock()
+	if known && elsewhere != target {
+		if _, _, err := s.find(ctx, id); err == nil {
+			return fmt.Errorf("%v: %w", elsewhere, store.ErrExists)
+		} else if !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
 	}
 	if err := s.refuseNested(v); err != nil {
 		return err
@@ -191,7 +225,13 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := s.opts.step("check"); err != nil {
 		return err
 	}
-	return s.refuseNested(v) // one may have been mounted in between
+	if err := s.refuseNested(v); err != nil { // one may have been mounted in between
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known[id] = target
+	return nil
 }
 
 // flush writes what the kernel still holds of a mounted volume: pages that were
@@ -257,7 +297,7 @@ func (s *Store) Clone(ctx context.Context, id store.SnapshotID, v store.VolumeID
 func (s *Store) List(ctx context.Context) ([]store.Item, error) {
 	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,snapshot", "-o", listColumns, s.parent)
 	if err != nil {
-		return nil, classify(s.opts.place(), dataset(s.parent), err)
+		return nil, s.parentError(ctx, err)
 	}
 	all, err := parseList(s.parent, out)
 	if err != nil {

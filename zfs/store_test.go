@@ -156,7 +156,10 @@ func backend(t testing.TB, o Options) *storetest.Backend {
 
 func newBackend(t testing.TB) *storetest.Backend { return backend(t, datasetOptions(t)) }
 
-func TestDataset(t *testing.T) { storetest.Run(t, newBackend) }
+func TestDataset(t *testing.T) { storetest.RunParallel(t, newBackend) }
+
+// TestNative exchanges streams between stores in one pool.
+func TestNative(t *testing.T) { storetest.RunNativeParallel(t, newBackend) }
 
 func BenchmarkDataset(b *testing.B) { storetest.Benchmark(b, newBackend) }
 

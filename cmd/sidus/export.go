@@ -136,11 +136,18 @@ func exportSource(ctx context.Context, c *cli.Context, s *site, snapshot image.S
 	}
 	source.Manifest.Kind = stream.Kind(sender.SendKind())
 	if source.Manifest.Base == "" {
-		if source.Manifest.Size, err = measure(ctx, s, snapshot.ID); err != nil {
+		// What is encrypted can be sent although it cannot be read here.
+		if source.Manifest.Size, err = measure(ctx, s, snapshot.ID); err != nil && !errors.Is(err, store.ErrUnavailable) {
 			return source, release, err
 		}
 	}
-	source.Native, err = sender.Send(ctx, snapshot.ID, source.Manifest.Base)
+	send := sender.Send
+	if level, err := stream.ParseLevel(c.String("level")); err != nil {
+		return source, release, err
+	} else if compressed, ok := store.Store(s.store).(store.CompressedSender); ok && level == stream.Stored {
+		send = compressed.SendCompressed
+	}
+	source.Native, err = send(ctx, snapshot.ID, source.Manifest.Base)
 	return source, release, err
 }
 

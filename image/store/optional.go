@@ -132,3 +132,14 @@ type Resumer interface {
 	// of snap and base, or cannot be gone on with.
 	SendResumed(ctx context.Context, snap, base SnapshotID, token string) (io.ReadCloser, error)
 }
+
+// PropertySetter is a store whose volumes have settings of their own: a quota, a
+// compression. A clone has those of the volume that its snapshot was taken of.
+type PropertySetter interface {
+	// SetProperties sets all of them, or none. "inherit" takes one back. ErrBadName
+	// if a name or a value is none that the store knows; the message says which
+	// there are. ErrNotFound if v is missing.
+	SetProperties(ctx context.Context, v VolumeID, values map[string]string) error
+	// Properties returns what was set; sizes in bytes.
+	Properties(ctx context.Context, v VolumeID) (map[string]string, error)
+}

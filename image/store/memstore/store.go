@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -21,7 +22,8 @@ import (
 	"sidus/image/tool"
 )
 
-// Store is the fake. It implements store.Store and store.Keeper.
+// Store is the fake. It implements store.Store, store.Keeper and
+// store.PropertySetter.
 type Store struct {
 	*shared
 	mu     sync.Mutex
@@ -29,8 +31,9 @@ type Store struct {
 }
 
 var (
-	_ store.Store  = (*Store)(nil)
-	_ store.Keeper = (*Store)(nil)
+	_ store.Store          = (*Store)(nil)
+	_ store.Keeper         = (*Store)(nil)
+	_ store.PropertySetter = (*Store)(nil)
 )
 
 // shared is what all handles of one store have in common.
@@ -57,6 +60,8 @@ type entry struct {
 	created time.Time
 	partial bool
 	mounts  int
+
+	properties map[string]string
 }
 
 // DefaultUsage is what Usage says until SetUsage is called.
@@ -447,4 +452,56 @@ func (s *Store) Kept(ctx context.Context, name string) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("kept file %s: %w", name, store.ErrNotFound)
 	}
 	return io.NopCloser(bytes.NewReader(content)), nil
+}
+
+// SetProperties implements store.PropertySetter: there is a "quota" and a
+// "compression", with any value. Unlike those of a real store they do not go
+// into a clone.
+func (s *Store) SetProperties(ctx context.Context, v store.VolumeID, values map[string]string) error {
+	k, err := volume(v)
+	if err != nil {
+		return err
+	}
+	for name := range values {
+		if name != "quota" && name != "compression" {
+			return fmt.Errorf("property %q: %w: it is quota or compression", name, store.ErrBadName)
+		}
+	}
+	if err := s.enter(ctx, "SetProperties"); err != nil {
+		return err
+	}
+	s.shared.mu.Lock()
+	defer s.shared.mu.Unlock()
+	e, err := s.find(k)
+	if err != nil {
+		return err
+	}
+	if e.properties == nil {
+		e.properties = make(map[string]string)
+	}
+	for name, value := range values {
+		e.properties[name] = value
+		if value == "inherit" {
+			delete(e.properties, name)
+		}
+	}
+	return nil
+}
+
+// Properties implements store.PropertySetter.
+func (s *Store) Properties(ctx context.Context, v store.VolumeID) (map[string]string, error) {
+	k, err := volume(v)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.enter(ctx, "Properties"); err != nil {
+		return nil, err
+	}
+	s.shared.mu.Lock()
+	defer s.shared.mu.Unlock()
+	e, err := s.find(k)
+	if err != nil {
+		return nil, err
+	}
+	return maps.Clone(e.properties), nil
 }

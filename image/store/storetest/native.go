@@ -35,9 +35,19 @@ var nativeCases = []struct {
 
 // RunNative runs the suite for native streams on a backend whose stores are a
 // NativeSender and a NativeReceiver.
-func RunNative(t *testing.T, factory Factory) {
+func RunNative(t *testing.T, factory Factory) { runNative(t, factory, false) }
+
+// RunNativeParallel is RunNative with several cases at once.
+func RunNativeParallel(t *testing.T, factory Factory) { runNative(t, factory, true) }
+
+func runNative(t *testing.T, factory Factory, parallel bool) {
 	for _, c := range nativeCases {
-		t.Run(c.name, func(t *testing.T) { c.run(t, factory) })
+		t.Run(c.name, func(t *testing.T) {
+			if parallel {
+				t.Parallel()
+			}
+			c.run(t, factory)
+		})
 	}
 }
 

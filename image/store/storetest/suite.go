@@ -50,10 +50,22 @@ var cases = []struct {
 	{"kept-files", keptFiles},
 }
 
+// alone are the cases that change something of the whole process, or measure it.
+var alone = []string{"empty-volume", "many-snapshots", "usage"}
+
 // Run runs the suite on a backend.
-func Run(t *testing.T, factory Factory) {
+func Run(t *testing.T, factory Factory) { run(t, factory, false) }
+
+// RunParallel is Run with several cases at once, for a backend whose programs
+// take long to start.
+func RunParallel(t *testing.T, factory Factory) { run(t, factory, true) }
+
+func run(t *testing.T, factory Factory, parallel bool) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			if parallel && !slices.Contains(alone, c.name) {
+				t.Parallel()
+			}
 			b := factory(t)
 			if why := b.Skip[c.name]; why != "" {
 				t.Skipf("SKIPPED: %s", why)

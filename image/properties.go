@@ -1,0 +1,95 @@
+package image
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"sidus/image/store"
+)
+
+// WithProperties returns a Manager whose new trees (of CreateTree, Branch and
+// Import) get properties of the store, see store.PropertySetter. With a store
+// that has none, making a tree fails with store.ErrUnsupported.
+func (m *Manager) WithProperties(values map[string]string) *Manager {
+	other := *m
+	other.properties = maps.Clone(values)
+	return &other
+}
+
+// SetProperties gives the head of a tree properties of the store: all of them,
+// or none. What the head is replaced by later, in a build or a rollback, has
+// them too. The error wraps store.ErrUnsupported if the store has none, and
+// store.ErrBadName if a name or value is not known.
+func (m *Manager) SetProperties(ctx context.Context, tree string, values map[string]string, wait bool) error {
+	return m.withHead(ctx, tree, nil, wait, func(t Tree) error {
+		if err := m.setProperties(ctx, t.Head, values); err != nil {
+			return fmt.Errorf("tree %s: %w", t.Name, err)
+		}
+		err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+			return m.record(tx, "set", t.ID, "set %s of %s", assignments(values), t.Name)
+		})
+		if err == nil {
+			m.keepCatalog(ctx)
+		}
+		return err
+	})
+}
+
+// assignments writes properties for people.
+func assignments(values map[string]string) string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		list = append(list, name+"="+values[name])
+	}
+	return strings.Join(list, " ")
+}
+
+// Properties returns what was set on the head of a tree, as the store writes
+// it. The error wraps store.ErrUnsupported if the store has no properties.
+func (m *Manager) Properties(ctx context.Context, t Tree) (map[string]string, error) {
+	setter, ok := m.store.(store.PropertySetter)
+	if !ok {
+		return nil, fmt.Errorf("the properties of trees are those of ZFS: %w", store.ErrUnsupported)
+	}
+	return setter.Properties(ctx, t.Head)
+}
+
+func (m *Manager) setProperties(ctx context.Context, v store.VolumeID, values map[string]string) error {
+	if len(values) == 0 {
+		return nil
+	}
+	setter, ok := m.store.(store.PropertySetter)
+	if !ok {
+		return fmt.Errorf("the properties of trees are those of ZFS: %w", store.ErrUnsupported)
+	}
+	return setter.SetProperties(ctx, v, values)
+}
+
+// createVolume makes the head of a new tree.
+func (m *Manager) createVolume(ctx context.Context, v store.VolumeID) error {
+	if err := m.store.CreateVolume(ctx, v); err != nil {
+		return err
+	}
+	return m.setProperties(ctx, v, m.properties)
+}
+
+// carryProperties gives a volume that takes the place of a head the properties
+// of that.
+func (m *Manager) carryProperties(ctx context.Context, from, to store.VolumeID) error {
+	setter, ok := m.store.(store.PropertySetter)
+	if !ok {
+		return nil
+	}
+	values, err := setter.Properties(ctx, from)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // a head that is lost is what a rollback or a build replaces
+	} else if err != nil || len(values) == 0 {
+		return err
+	}
+	return setter.SetProperties(ctx, to, values)
+}
