@@ -26,7 +26,7 @@ func (m *Manager) Import(ctx context.Context, name string, options ImportOptions
 		snapshots: []store.SnapshotID{id},
 		check:     func(tx *sql.Tx) error { return checkTreeName(tx, name) },
 		work: func(ctx context.Context) error {
-			if err := m.store.CreateVolume(ctx, t.Head); err != nil {
+			if err := m.createVolume(ctx, t.Head); err != nil {
 				return err
 			}
 			if err := m.fill(ctx, t.Head, options.Fill); err != nil {

@@ -34,6 +34,8 @@ type Manager struct {
 	actor   catalog.Actor
 	message string
 	log     logrus.FieldLogger
+
+	properties map[string]string // of new trees, see WithProperties
 }
 
 // New makes a Manager. The catalog and the store stay the caller's to close.

@@ -20,7 +20,7 @@ func (m *Manager) CreateTree(ctx context.Context, name string) (Tree, error) {
 		action: "create",
 		makes:  []store.VolumeID{t.Head},
 		check:  func(tx *sql.Tx) error { return checkTreeName(tx, name) },
-		work:   func(ctx context.Context) error { return m.store.CreateVolume(ctx, t.Head) },
+		work:   func(ctx context.Context) error { return m.createVolume(ctx, t.Head) },
 		commit: func(tx *sql.Tx) error {
 			if err := insertTree(tx, t); err != nil {
 				return err
@@ -39,7 +39,12 @@ func (m *Manager) Branch(ctx context.Context, from store.SnapshotID, name string
 		makes:  []store.VolumeID{t.Head},
 		uses:   []store.SnapshotID{from},
 		check:  func(tx *sql.Tx) error { return checkTreeName(tx, name) },
-		work:   func(ctx context.Context) error { return m.store.Clone(ctx, from, t.Head) },
+		work: func(ctx context.Context) error {
+			if err := m.store.Clone(ctx, from, t.Head); err != nil {
+				return err
+			}
+			return m.setProperties(ctx, t.Head, m.properties)
+		},
 		commit: func(tx *sql.Tx) error {
 			origin, err := snapshotByID(tx, from)
 			if err != nil {
@@ -214,7 +219,10 @@ func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID, sa
 					return err
 				}
 			}
-			return m.store.Clone(ctx, to, head)
+			if err := m.store.Clone(ctx, to, head); err != nil {
+				return err
+			}
+			return m.carryProperties(ctx, t.Head, head)
 		},
 		commit: func(tx *sql.Tx) error {
 			for _, id := range kept {

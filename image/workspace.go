@@ -53,6 +53,9 @@ func (m *Manager) NewWorkspace(ctx context.Context, lock *HeadLock, from store.S
 	} else {
 		err = m.store.Clone(ctx, from, w.volume)
 	}
+	if err == nil {
+		err = m.carryProperties(ctx, tree.Head, w.volume)
+	}
 	if err != nil {
 		return nil, errors.Join(err, w.Discard(ctx))
 	}

@@ -16,7 +16,7 @@ func branchCommand() *cli.Command {
 		ArgsUsage: "TREE@SNAP NEW",
 		Description: describe("Makes the tree NEW, whose head is a clone of the snapshot: nothing is copied, and the two trees do not\n"+
 			"see each other's changes.", "sidus branch debian@latest gpu", "sidus branch debian@14 debian-test"),
-		Flags: changes(),
+		Flags: changes(propertyFlag()),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			args, err := want(c)
 			if err != nil {
@@ -26,7 +26,11 @@ func branchCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			tree, err := s.manager.Branch(ctx, from.ID, args[1])
+			manager, err := withProperties(c, s)
+			if err != nil {
+				return err
+			}
+			tree, err := manager.Branch(ctx, from.ID, args[1])
 			if err != nil {
 				return err
 			}

@@ -38,6 +38,7 @@ func buildCommand() *cli.Command {
 			&cli.BoolFlag{Name: "plan", Usage: "say what would run, and why; do nothing"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no progress"},
 			waitFlag(),
+			propertyFlag(),
 		),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			args, err := want(c)
@@ -65,14 +66,20 @@ func buildTree(ctx context.Context, c *cli.Context, s *site, file string) (err e
 	if tree == "" {
 		return usagef("%s names no tree: give --tree NAME", file)
 	}
+	manager, err := withProperties(c, s)
+	if err != nil {
+		return err
+	}
 	made := false
 	if _, err := s.manager.Tree(ctx, tree); errors.Is(err, store.ErrNotFound) {
-		if _, err := s.manager.CreateTree(ctx, tree); err != nil {
+		if _, err := manager.CreateTree(ctx, tree); err != nil {
 			return err
 		}
 		made = true
 	} else if err != nil {
 		return err
+	} else if manager != s.manager {
+		return usagef("--property is for a new tree, and %s exists: `sidus set %s NAME=VALUE` changes it", tree, tree)
 	}
 	// A tree that was made for this build goes again if nothing came of it.
 	defer func() {

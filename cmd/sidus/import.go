@@ -30,6 +30,7 @@ func importCommand() *cli.Command {
 			&cli.StringFlag{Name: "tar", Usage: "unpack the archive `FILE`"},
 			&cli.StringFlag{Name: "stream", Usage: "take the stream `FILE`; - is standard input"},
 			&cli.BoolFlag{Name: "portable-only", Usage: "--stream: refuse the native kinds"},
+			propertyFlag(),
 		),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			args, err := want(c)
@@ -46,7 +47,14 @@ func importCommand() *cli.Command {
 			if given != 1 {
 				return usagef("give one of --dir, --tar and --stream")
 			}
+			manager, err := withProperties(c, s)
+			if err != nil {
+				return err
+			}
 			if path := c.String("stream"); path != "" {
+				if manager != s.manager {
+					return usagef("--property does not go with --stream: `sidus set` changes the tree afterwards")
+				}
 				return importStream(ctx, c, s, path, args[0])
 			}
 			if args[0] == "" {
@@ -65,7 +73,7 @@ func importCommand() *cli.Command {
 			}
 			var snapshot image.Snapshot
 			err = guardSpace(ctx, s.store, func(ctx context.Context) error {
-				snapshot, err = s.manager.Import(ctx, args[0], options)
+				snapshot, err = manager.Import(ctx, args[0], options)
 				return err
 			})
 			if err != nil {
