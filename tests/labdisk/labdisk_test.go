@@ -24,6 +24,7 @@ func TestSuites(t *testing.T) {
 	suites := []Suite{
 		{Package: "sidus/image/store/mountpoint"},
 		{Package: "sidus/zfs", Args: args},
+		{Package: "sidus/tests/adopt", Programs: []string{"sidus/cmd/sidus"}},
 		// With udev, as on a server, and without, as in a container. Most of it
 		// without: emulated, udev takes some seconds for each device.
 		{Package: "sidus/lvm", Args: []string{"-test.run=TestFile|TestCutOff"}},

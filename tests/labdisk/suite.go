@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,6 +24,9 @@ type Suite struct {
 	Args []string
 	// Env is added to its environment: "NAME=value".
 	Env []string
+	// Programs are the import paths of commands that lie beside the test
+	// program, under the last element of their path.
+	Programs []string
 	// Setup is a shell command that runs before, as root; empty means none.
 	Setup string
 	// Timeout is how long it may run; 0 means 30 minutes.
@@ -126,6 +130,11 @@ func pack(ctx context.Context, work string, suites []Suite) (image string, err e
 		if err := compile(ctx, s.Package, filepath.Join(dir, "test")); err != nil {
 			return "", err
 		}
+		for _, p := range s.Programs {
+			if err := buildProgram(ctx, p, filepath.Join(dir, path.Base(p))); err != nil {
+				return "", err
+			}
+		}
 		script += fmt.Sprintf("cd /lab/%d\necho '%s%d'\n", n, beginMark, n)
 		if s.Setup != "" {
 			script += s.Setup + "\n"
@@ -149,6 +158,16 @@ func pack(ctx context.Context, work string, suites []Suite) (image string, err e
 }
 
 func quote(s string) string { return strings.ReplaceAll(s, "'", `'\''`) }
+
+// buildProgram makes a command that needs nothing of the machine it runs on.
+func buildProgram(ctx context.Context, pkg, to string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", to, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w: %s", pkg, err, out)
+	}
+	return nil
+}
 
 // compile makes a test program that needs nothing of the machine it runs on,
 // with its package's test data beside it.

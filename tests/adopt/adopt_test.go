@@ -1,0 +1,248 @@
+package adopt
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sidus/image/store"
+)
+
+// server is a machine of our own: a state folder.
+type server struct {
+	t     *testing.T
+	state string
+}
+
+// run runs sidus and returns what it says and its exit status.
+func (s server) run(args ...string) (said string, code int) {
+	s.t.Helper()
+	program, err := filepath.Abs("sidus")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), "SIDUS_STATE="+s.state)
+	out, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	s.t.Logf("sidus %s: %s", strings.Join(args, " "), out)
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// must runs sidus, which must do what it is told.
+func (s server) must(args ...string) string {
+	s.t.Helper()
+	said, code := s.run(args...)
+	if code != 0 {
+		s.t.Fatalf("sidus %s: exit status %d", strings.Join(args, " "), code)
+	}
+	return said
+}
+
+// ids returns the numbers and IDs of a tree's snapshots, and what channels
+// point to.
+func (s server) ids(tree string) string {
+	s.t.Helper()
+	var shown struct {
+		Snapshots []struct {
+			ID     string `json:"id"`
+			Number int    `json:"number"`
+			Parent string `json:"parent"`
+			Name   string `json:"name"`
+		} `json:"snapshots"`
+	}
+	if err := json.Unmarshal([]byte(s.must("show", tree, "--json")), &shown); err != nil {
+		s.t.Fatal(err)
+	}
+	if len(shown.Snapshots) == 0 {
+		s.t.Fatalf("%s has no snapshots", tree)
+	}
+	return fmt.Sprint(shown.Snapshots) + s.must("channel", "list", "--json")
+}
+
+// tool runs a program of the machine.
+func tool(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// newPool makes a pool that goes away with the test.
+func newPool(t *testing.T) (name, dir string) {
+	t.Helper()
+	if os.Getenv("SIDUS_LAB") == "" {
+		t.Skip("SKIPPED: it needs ZFS and changes pools: `make lab-test` runs it in a machine of its own")
+	}
+	dir, name = t.TempDir(), "adopt-"+strings.ToLower(rand.Text()[:8])
+	file := filepath.Join(dir, "disk")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<30)); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "zpool", "create", "-o", "cachefile=none", "-m", "none", name, file)
+	t.Cleanup(func() { _ = exec.Command("zpool", "destroy", "-f", name).Run() })
+	return name, dir
+}
+
+// smallTree is what is imported.
+func smallTree(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{"etc/marker": "first\n", "usr/bin/tool": strings.Repeat("x", 100000), "boot/vmlinuz": "kernel", "boot/initrd.img": "initrd"} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// TestAnotherServerTakesOver: the state of the first server is lost. With the
+// pool and the key the second has the same trees, snapshots, channels and
+// properties, and makes the same indexes, from which file handles follow. What
+// others left in the pool is not adopted.
+func TestAnotherServerTakesOver(t *testing.T) {
+	pool, dir := newPool(t)
+	dataset := pool + "/sidus"
+	first := server{t, filepath.Join(t.TempDir(), "first")}
+	first.must("init", "--dataset", dataset)
+	first.must("import", "deb", "--dir", smallTree(t), "--property", "recordsize=32K")
+	first.must("snapshot", "deb", "second")
+	first.must("branch", "deb@1", "gpu")
+	first.must("set", "deb", "refquota=512M")
+	first.must("promote", "deb@1")
+	before := first.ids("deb")
+	key := read(t, filepath.Join(first.state, "secrets/site.key"))
+	indexes, err := filepath.Glob(filepath.Join(first.state, "cache/index/*.index"))
+	if err != nil || len(indexes) != 1 {
+		t.Fatalf("there are the indexes %v, %v", indexes, err)
+	}
+	index := read(t, indexes[0])
+
+	// What other tools and a receive that was cut leave.
+	var volume string
+	for _, line := range strings.Split(tool(t, "zfs", "list", "-H", "-o", "name", "-t", "snapshot", "-r", dataset), "\n") {
+		volume, _, _ = strings.Cut(line, "@")
+	}
+	foreign := volume + "@" + string(store.NewSnapshotID())
+	tool(t, "zfs", "snapshot", volume+"@daily")
+	tool(t, "zfs", "snapshot", foreign)
+	tool(t, "zfs", "create", "-o", "mountpoint=none", dataset+"/home")
+	partial := string(store.NewSnapshotID())
+	tool(t, "zfs", "create", "-o", "mountpoint=legacy", dataset+"/receiving-"+partial)
+	tool(t, "zfs", "snapshot", "-o", "sidus:snapshot="+partial, dataset+"/receiving-"+partial+"@"+partial)
+
+	// The server is gone.
+	tool(t, "zpool", "export", pool)
+	saved := filepath.Join(t.TempDir(), "site.key")
+	if err := errors.Join(os.WriteFile(saved, key, 0o600), os.RemoveAll(first.state)); err != nil {
+		t.Fatal(err)
+	}
+	second := server{t, filepath.Join(t.TempDir(), "second")}
+	if said, code := second.run("restore", "--from-store", "--dataset", dataset, "--key", saved); code == 0 || !strings.Contains(said, "zpool import "+pool) {
+		t.Errorf("a pool that is not imported: exit status %d", code)
+	}
+	tool(t, "zpool", "import", "-N", "-o", "cachefile=none", "-d", dir, pool)
+	if said, code := second.run("restore", "--from-store", "--dataset", dataset); code != 2 || !strings.Contains(said, "lose their root file system") || !strings.Contains(said, "another machine-id") {
+		t.Errorf("without the key: exit status %d", code)
+	}
+	if _, err := os.Stat(filepath.Join(second.state, "sidus.db")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was refused has left a catalog: %v", err)
+	}
+	said := second.must("restore", "--from-store", "--dataset", dataset, "--key", saved)
+	if strings.Contains(said, "lost:") || strings.Contains(said, foreign[len(volume)+1:]) {
+		t.Error("what was brought back is not what was there")
+	}
+	if !bytes.Equal(read(t, filepath.Join(second.state, "secrets/site.key")), key) {
+		t.Error("the key is another")
+	}
+	if after := second.ids("deb"); after != before {
+		t.Errorf("the second server has\n%s\nthe first had\n%s", after, before)
+	}
+	if said := second.must("set", "deb"); !strings.Contains(said, "recordsize=32768") || !strings.Contains(said, "refquota=536870912") {
+		t.Error("the properties are lost")
+	}
+	if said := second.must("diff", "gpu", "deb@1"); strings.Contains(said, "marker") {
+		t.Error("the branch is not what its origin is")
+	}
+	second.must("promote", "deb@1", "-c", "again")
+	if again := read(t, filepath.Join(second.state, "cache/index", filepath.Base(indexes[0]))); !bytes.Equal(again, index) {
+		t.Error("the second server makes another index of the same snapshot")
+	}
+
+	// Check finds what the cut receive left, repairs it, and leaves what is not ours.
+	if said, code := second.run("check"); code != 6 || !strings.Contains(said, partial[:8]) {
+		t.Errorf("check: exit status %d", code)
+	}
+	_, _ = second.run("check", "--repair")
+	second.must("check")
+	left := strings.Fields(tool(t, "zfs", "list", "-H", "-r", "-t", "all", "-o", "name", dataset))
+	for _, name := range []string{volume + "@daily", foreign, dataset + "/home"} {
+		if !slices.Contains(left, name) {
+			t.Errorf("%s, which others made, is gone", name)
+		}
+	}
+	if slices.ContainsFunc(left, func(name string) bool { return strings.Contains(name, partial) }) {
+		t.Error("what the cut receive left is still there")
+	}
+}
+
+// TestDamagedCatalogIsRefused: a copy of the catalog that is damaged changes
+// nothing. With a new key it is said what is lost.
+func TestDamagedCatalogIsRefused(t *testing.T) {
+	pool, _ := newPool(t)
+	dataset := pool + "/sidus"
+	first := server{t, filepath.Join(t.TempDir(), "first")}
+	first.must("init", "--dataset", dataset)
+	first.must("import", "deb", "--dir", smallTree(t))
+	kept := t.TempDir()
+	tool(t, "mount", "-t", "zfs", dataset+"/kept", kept)
+	path := filepath.Join(kept, "sidus.db")
+	whole := read(t, path)
+	damaged := bytes.Clone(whole)
+	copy(damaged[len(damaged)/2:], bytes.Repeat([]byte{0xa5}, 5000))
+	second := server{t, filepath.Join(t.TempDir(), "second")}
+	for what, text := range map[string][]byte{"cut off": whole[:len(whole)/2], "altered": damaged, "empty": {}, "foreign": []byte("what is this")} {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, code := second.run("restore", "--from-store", "--dataset", dataset, "--new-key"); code == 0 {
+			t.Errorf("a copy that is %s is taken", what)
+		}
+		if _, err := os.Stat(filepath.Join(second.state, "sidus.db")); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("a copy that is %s has left a catalog: %v", what, err)
+		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "umount", kept)
+	said := second.must("restore", "--from-store", "--dataset", dataset, "--new-key")
+	if !strings.Contains(said, "site's key is new") || !strings.Contains(said, "catalog and store agree") {
+		t.Error("it is not said what is lost")
+	}
+	if second.ids("deb") != first.ids("deb") {
+		t.Error("the two servers differ")
+	}
+}
