@@ -3,15 +3,20 @@ package adopt
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"sidus/image/store"
 )
@@ -245,4 +250,96 @@ func TestDamagedCatalogIsRefused(t *testing.T) {
 	if second.ids("deb") != first.ids("deb") {
 		t.Error("the two servers differ")
 	}
+}
+
+// serve runs `sidus serve` with NFS alone, until stop is called.
+func (s server) serve(port string) (stop func()) {
+	s.t.Helper()
+	program, err := filepath.Abs("sidus")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var said bytes.Buffer
+	cmd := exec.Command(program, "serve", "--only", "nfs", "--listen", "127.0.0.1", "--nfs-port", port)
+	cmd.Env = append(os.Environ(), "SIDUS_STATE="+s.state)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			if err := cmd.Wait(); err != nil {
+				s.t.Errorf("sidus serve: %v", err)
+			}
+			s.t.Logf("sidus serve: %s", &said)
+		})
+	}
+	s.t.Cleanup(stop)
+	for range 300 {
+		if conn, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
+			_ = conn.Close()
+			return stop
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	s.t.Fatalf("sidus serve does not answer: %s", &said)
+	return stop
+}
+
+// TestClientsWaitForTheKey: the server of an encrypted dataset comes back
+// without its key. A client of the kernel that has the root mounted waits, and
+// goes on when the key is loaded.
+func TestClientsWaitForTheKey(t *testing.T) {
+	pool, _ := newPool(t)
+	dataset, key := pool+"/sidus", filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, bytes.Repeat([]byte("k"), 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "zfs", "create", "-o", "mountpoint=none", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key, dataset)
+	s := server{t, filepath.Join(t.TempDir(), "state")}
+	s.must("init", "--dataset", dataset)
+	s.must("import", "deb", "--dir", smallTree(t))
+	s.must("promote", "deb@1")
+	tool(t, "ip", "link", "set", "lo", "up")
+	const port = "20490"
+	stop := s.serve(port)
+	root := t.TempDir()
+	tool(t, "busybox", "mount", "-t", "nfs", "-o", "ro,vers=3,proto=tcp,mountproto=tcp,addr=127.0.0.1,mountaddr=127.0.0.1,port="+port+",mountport="+port+",nolock,hard",
+		"127.0.0.1:/channel/default", root)
+	t.Cleanup(func() { _ = exec.Command("umount", "-f", "-l", root).Run() })
+	if text := read(t, filepath.Join(root, "etc/marker")); string(text) != "first\n" {
+		t.Fatalf("the client reads %q", text)
+	}
+	stop()
+	tool(t, "zfs", "unload-key", "-r", dataset)
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.serve(port)
+	reading := exec.Command("sha256sum", filepath.Join(root, "usr/bin/tool"))
+	var sum bytes.Buffer
+	reading.Stdout, reading.Stderr = &sum, &sum
+	if err := reading.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- reading.Wait() }()
+	select {
+	case err := <-ended:
+		t.Fatalf("a client does not wait for the key: %v: %s", err, &sum)
+	case <-time.After(15 * time.Second):
+	}
+	tool(t, "zfs", "load-key", "-r", dataset)
+	select {
+	case err := <-ended:
+		want := fmt.Sprintf("%x", sha256.Sum256(bytes.Repeat([]byte("x"), 100000)))
+		if err != nil || !strings.HasPrefix(sum.String(), want) {
+			t.Errorf("with the key: %v: %s", err, &sum)
+		}
+	case <-time.After(2 * time.Minute):
+		t.Error("the client still waits when the key is there")
+	}
+	tool(t, "umount", root)
 }
