@@ -74,6 +74,10 @@ func RequireRoot(t testing.TB) {
 	t.Skip("SKIPPED: this test needs root")
 }
 
+// stateFields are what state describes: what the trees of its callers have. Each
+// of the others would start more programs, for every item, at every step.
+const stateFields = Owner | Times | Content | HardLinks
+
 // state describes all that a store holds, so that two states can be compared.
 func state(t testing.TB, s store.Store) string {
 	t.Helper()
@@ -85,7 +89,7 @@ func state(t testing.TB, s store.Store) string {
 	for _, i := range items {
 		text := fmt.Sprintf("%s %s%s partial=%v\n", i.Kind, i.Volume, i.Snapshot, i.Partial)
 		if !i.Partial {
-			text += describe(t, mounted(t, s, i))
+			text += describeFields(t, mounted(t, s, i), stateFields)
 		}
 		parts = append(parts, text)
 	}
@@ -112,8 +116,13 @@ func mounted(t testing.TB, s store.Store, i store.Item) store.Mount {
 // describe describes a mount and gives it back.
 func describe(t testing.TB, m store.Mount) string {
 	t.Helper()
+	return describeFields(t, m, AllFields)
+}
+
+func describeFields(t testing.TB, m store.Mount, fields Fields) string {
+	t.Helper()
 	defer unmount(t, m)
-	text, err := Describe(t.Context(), m.Path(), AllFields)
+	text, err := Describe(t.Context(), m.Path(), fields)
 	if err != nil {
 		t.Fatal(err)
 	}

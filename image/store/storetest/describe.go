@@ -166,6 +166,9 @@ func list(names []string) *strings.Reader {
 }
 
 func (d *describer) sums(Fields) error {
+	if len(d.plain) == 0 {
+		return nil
+	}
 	out, err := tool.Output(d.ctx, tool.Options{Dir: d.root, Stdin: list(d.plain)}, "xargs", "-0", "-r", "sha256sum", "--zero", "--")
 	if err != nil {
 		return err
@@ -180,6 +183,9 @@ func (d *describer) sums(Fields) error {
 }
 
 func (d *describer) devices(Fields) error {
+	if len(d.nodes) == 0 {
+		return nil
+	}
 	out, err := tool.Output(d.ctx, tool.Options{Dir: d.root, Stdin: list(d.nodes)}, "xargs", "-0", "-r", "stat", `--printf=%t:%T %n\0`, "--")
 	if err != nil {
 		return err

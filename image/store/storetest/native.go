@@ -239,6 +239,7 @@ func receiveCut(t *testing.T, factory Factory) {
 				defer func() {
 					if recover() != nil {
 						err = failure
+						closeLost()
 					}
 				}()
 				return b.Receive(t.Context(), b.SendKind(), bytes.NewReader(whole), one, "")
