@@ -148,9 +148,6 @@ func (d *demo) boot(ctx context.Context) (err error) {
 	var capture *lab.Capture
 	var server *lab.Process
 	if err := d.do("serve it in a network of its own", func() error {
-		if capture, err = d.lab.Capture(bridge); err != nil {
-			return err
-		}
 		if reports, err = d.lab.Reports(reportAddr); err != nil {
 			return err
 		}
@@ -168,6 +165,11 @@ func (d *demo) boot(ctx context.Context) (err error) {
 	begun := time.Now()
 	err = d.do("boot a virtual machine from it", func() error {
 		if machine, err = d.lab.Boot(lab.MachineOptions{Name: "demo", NICs: []lab.NIC{{Bridge: bridge}}}); err != nil {
+			return err
+		}
+		// Its own cable is looked at: not all that goes through the bridge passes
+		// this machine.
+		if capture, err = d.lab.Capture(machine.Taps[0]); err != nil {
 			return err
 		}
 		waiting, cancel := context.WithTimeout(ctx, bootTimeout)

@@ -15,9 +15,9 @@ import (
 // programs on the same disk.
 const FreshEnv = "SIDUS_TEST_FRESH"
 
-// passedFile is the file that says that all suites in a folder have passed on
-// the disk: its name is the hash of the test programs, their data, arguments
-// and environment, and of the disk. It is to these tests what the go command's
+// passedFile is the file that says that the suite in a folder has passed on the
+// disk: its name is the hash of the test program, its data, arguments and
+// environment, and of the disk. It is to these tests what the go command's
 // cache of test results is to others: a machine that is emulated takes minutes
 // for what has not changed.
 func passedFile(folder string) (string, error) {

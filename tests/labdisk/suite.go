@@ -70,17 +70,15 @@ func Run(t *testing.T, suites ...Suite) {
 		t.Fatal(err)
 	}
 	work := t.TempDir()
-	data, err := pack(t.Context(), work, suites)
-	if err != nil {
-		t.Fatal(err)
-	}
-	note, err := passedFile(filepath.Join(work, "data"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if when, ok := passed(note); ok {
-		t.Logf("UNCHANGED since all of it passed at %s; %s=1 runs it again", when.Format(time.DateTime), FreshEnv)
+	folder := filepath.Join(work, "data")
+	var notes []string // of those that are run
+	suites, notes = prepare(t, folder, suites)
+	if len(suites) == 0 {
 		return
+	}
+	data, err := pack(t.Context(), folder, len(suites), filepath.Join(work, "data.img"))
+	if err != nil {
+		t.Fatal(err)
 	}
 	limit := bootTime
 	for _, s := range suites {
@@ -98,9 +96,12 @@ func Run(t *testing.T, suites ...Suite) {
 		console, _ := os.ReadFile(filepath.Join(work, "console"))
 		t.Errorf("the machine: %v; its last words:\n%s\nits console:\n%s", err, last(r.pending, 4000), last(string(console), 4000))
 	}
-	if !t.Failed() {
+	for n, note := range notes {
+		if n >= len(r.codes) || r.codes[n] != "0" {
+			continue
+		}
 		if err := notePassed(note); err != nil {
-			t.Logf("it will run again next time: %v", err)
+			t.Logf("%s will run again next time: %v", suites[n].Package, err)
 		}
 	}
 }
@@ -115,46 +116,75 @@ func (p progress) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// pack compiles the suites and puts them on a disk.
-func pack(ctx context.Context, work string, suites []Suite) (image string, err error) {
-	folder := filepath.Join(work, "data")
+// prepare compiles suites into the folders 0, 1, … of a folder. It returns
+// those that are to be run, and the notes to be made when they have passed.
+func prepare(t *testing.T, folder string, all []Suite) (suites []Suite, notes []string) {
+	for _, s := range all {
+		dir := filepath.Join(folder, fmt.Sprint(len(suites)))
+		if err := s.build(t.Context(), dir); err != nil {
+			t.Fatal(err)
+		}
+		note, err := passedFile(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if when, ok := passed(note); ok {
+			t.Run(s.Package, func(t *testing.T) {
+				t.Logf("UNCHANGED since it passed at %s; %s=1 runs it again", when.Format(time.DateTime), FreshEnv)
+			})
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		suites, notes = append(suites, s), append(notes, note)
+	}
+	return suites, notes
+}
+
+// build puts all that a suite needs into a folder; its file "suite" is what a
+// shell is to run there.
+func (s Suite) build(ctx context.Context, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := compile(ctx, s.Package, filepath.Join(dir, "test")); err != nil {
+		return err
+	}
+	for _, p := range s.Programs {
+		if err := buildProgram(ctx, p, filepath.Join(dir, path.Base(p))); err != nil {
+			return err
+		}
+	}
 	// Temporary files lie in memory, and ZFS ends a transaction each second: the
 	// machine's disk is the slowest part of it.
-	script := "#!/bin/sh\nexport SIDUS_LAB=1 CI='" + quote(os.Getenv("CI")) + "' TMPDIR=/dev/shm\nmount -o remount,size=75% /dev/shm\n" +
-		"echo 1 >/sys/module/zfs/parameters/zfs_txg_timeout\nall=0\n"
-	for n, s := range suites {
-		dir := filepath.Join(folder, fmt.Sprint(n))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return "", err
-		}
-		if err := compile(ctx, s.Package, filepath.Join(dir, "test")); err != nil {
-			return "", err
-		}
-		for _, p := range s.Programs {
-			if err := buildProgram(ctx, p, filepath.Join(dir, path.Base(p))); err != nil {
-				return "", err
-			}
-		}
-		script += fmt.Sprintf("cd /lab/%d\necho '%s%d'\n", n, beginMark, n)
-		if s.Setup != "" {
-			script += s.Setup + "\n"
-		}
-		script += "env"
-		for _, e := range s.Env {
-			script += " '" + quote(e) + "'"
-		}
-		seconds := int(s.timeout().Seconds())
-		script += fmt.Sprintf(" timeout -k 10 %d ./test -test.v -test.timeout=%ds", seconds+30, seconds)
-		for _, a := range s.Args {
-			script += " '" + quote(a) + "'"
-		}
-		script += fmt.Sprintf("\nstatus=$?\necho \"%s%d $status\"\n[ $status = 0 ] || all=1\n", endMark, n)
+	script := "export SIDUS_LAB=1 CI='" + quote(os.Getenv("CI")) + "' TMPDIR=/dev/shm\nmount -o remount,size=75% /dev/shm\n" +
+		"echo 1 >/sys/module/zfs/parameters/zfs_txg_timeout\n"
+	if s.Setup != "" {
+		script += s.Setup + "\n"
 	}
-	script += "exit $all\n"
-	if err := os.WriteFile(filepath.Join(folder, "run"), []byte(script), 0o755); err != nil {
+	script += "exec env"
+	for _, e := range s.Env {
+		script += " '" + quote(e) + "'"
+	}
+	seconds := int(s.timeout().Seconds())
+	script += fmt.Sprintf(" timeout -k 10 %d ./test -test.v -test.timeout=%ds", seconds+30, seconds)
+	for _, a := range s.Args {
+		script += " '" + quote(a) + "'"
+	}
+	return os.WriteFile(filepath.Join(dir, "suite"), []byte(script+"\n"), 0o755)
+}
+
+// pack puts the suites on a disk.
+func pack(ctx context.Context, folder string, suites int, image string) (string, error) {
+	script := "#!/bin/sh\nall=0\n"
+	for n := range suites {
+		script += fmt.Sprintf("cd /lab/%[1]d\necho '%[2]s%[1]d'\nsh ./suite\nstatus=$?\necho \"%[3]s%[1]d $status\"\n[ $status = 0 ] || all=1\n", n, beginMark, endMark)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "run"), []byte(script+"exit $all\n"), 0o755); err != nil {
 		return "", err
 	}
-	return Pack(ctx, folder, filepath.Join(work, "data.img"))
+	return Pack(ctx, folder, image)
 }
 
 func quote(s string) string { return strings.ReplaceAll(s, "'", `'\''`) }
