@@ -62,6 +62,9 @@ type Server struct {
 	DHCPMode node.Mode
 	HTTPPort int // 0: DefaultHTTPPort
 	NFSPort  int // 0: DefaultNFSPort
+	// Engine serves the roots; "" is node.EngineOwn. The kernel's has its own
+	// ports.
+	Engine node.Engine
 	// Loaders says which boot loader each firmware gets.
 	Loaders pxe.Loaders
 	// KeepCapabilities leaves the process all that it is allowed to do.
@@ -95,7 +98,17 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.endpoints, err = s.findEndpoints(ctx); err != nil {
 		return err
 	}
-	if !s.KeepCapabilities {
+	if err := s.checkEngine(ctx); err != nil {
+		return err
+	}
+	var kernel *kernelEngine
+	if s.Engine == node.EngineKernel && s.runs(NFS) {
+		kernel = newKernelEngine(s)
+		if err := kernel.start(ctx); err != nil {
+			return err
+		}
+	}
+	if !s.KeepCapabilities && kernel == nil { // who exports also mounts
 		if err := dropCapabilities(); err != nil {
 			s.Log.WithError(err).Warn("serving with all capabilities")
 		}
@@ -113,7 +126,11 @@ func (s *Server) Run(ctx context.Context) error {
 	// Whatever was not handed to a server when this function ends is closed.
 	defer listeners.close()
 	nfsServer := s.nfsServer(follower)
-	if s.runs(NFS) {
+	if kernel != nil {
+		booter.Root = kernel.root
+		group.Go(func() error { return kernel.run(ctx) })
+	}
+	if s.ownNFS() {
 		s.serveNFS(ctx, group, nfsServer, follower, listeners)
 	}
 	if s.runs(HTTP) {
@@ -131,7 +148,7 @@ func (s *Server) Run(ctx context.Context) error {
 			group.Go(func() error { return files.Serve(ctx, conn) })
 		}
 	}
-	if s.runs(NFS) && s.runs(Portmap) {
+	if s.ownNFS() && s.runs(Portmap) {
 		s.servePortmap(ctx, group)
 	}
 	if s.runs(DHCP) {
@@ -161,7 +178,15 @@ func (s *Server) describe() string {
 		case HTTP:
 			list = append(list, fmt.Sprintf("HTTP port %d", s.HTTPPort))
 		case NFS:
+			if s.Engine == node.EngineKernel {
+				list = append(list, "NFS by the kernel")
+				continue
+			}
 			list = append(list, fmt.Sprintf("NFS port %d", s.NFSPort))
+		case Portmap:
+			if s.ownNFS() {
+				list = append(list, strings.ToUpper(service))
+			}
 		default:
 			list = append(list, strings.ToUpper(service))
 		}
@@ -254,7 +279,7 @@ func (s *Server) listen(ctx context.Context) (l *listeners, err error) {
 	}()
 	var config net.ListenConfig
 	for _, e := range s.endpoints {
-		if s.runs(NFS) {
+		if s.ownNFS() {
 			listener, err := config.Listen(ctx, "tcp4", netip.AddrPortFrom(e.address, uint16(s.NFSPort)).String())
 			if err != nil {
 				return l, taken(err, "NFS", "--nfs-port")

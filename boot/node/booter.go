@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"sidus/boot/protocol"
 	"sidus/boot/pxe"
@@ -13,8 +14,8 @@ import (
 )
 
 // Booter is the pxe.Booter of a Registry: it adds to what a machine boots
-// where the servers are, and the snapshot's boot entry. All its fields are
-// needed.
+// where the servers are, and the snapshot's boot entry. All its fields but
+// Root are needed.
 type Booter struct {
 	Registry *Registry
 	// Entry returns the boot entry of a snapshot. It is called outside of any
@@ -25,6 +26,9 @@ type Booter struct {
 	HTTP func(client netip.Addr) string
 	// NFS returns the address of the NFS server as a client reaches it.
 	NFS func(client netip.Addr) netip.AddrPort
+	// Root sees to it that a snapshot can be mounted, and returns the path and
+	// further options with which. Nil: what package export/nfs serves.
+	Root func(context.Context, store.SnapshotID) (path string, options []string, err error)
 }
 
 // Boot implements pxe.Booter.
@@ -55,10 +59,18 @@ func (b *Booter) config(ctx context.Context, boot Boot, client netip.Addr) (pxe.
 	if err != nil {
 		return pxe.Config{}, fmt.Errorf("snapshot %s: %w", s.Snapshot, err)
 	}
+	path, options := "", boot.Network.NFSOptions
+	if b.Root != nil {
+		var more []string
+		if path, more, err = b.Root(ctx, s.Snapshot.ID); err != nil {
+			return pxe.Config{}, fmt.Errorf("snapshot %s: %w", s.Snapshot, err)
+		}
+		options = slices.Concat(options, more)
+	}
 	base := b.HTTP(client)
 	line, err := protocol.CommandLine{
-		Session: s.ID, Snapshot: s.Snapshot.ID, NFS: b.NFS(client), HTTP: base, MachineID: boot.MachineID,
-		Hostname: boot.Node.Name, NFSOptions: boot.Network.NFSOptions, BootMAC: s.MAC.HardwareAddr(),
+		Session: s.ID, Snapshot: s.Snapshot.ID, NFS: b.NFS(client), NFSPath: path, HTTP: base, MachineID: boot.MachineID,
+		Hostname: boot.Node.Name, NFSOptions: options, BootMAC: s.MAC.HardwareAddr(),
 		Extra: entry.CmdLine + " " + boot.Args,
 	}.Render()
 	if err != nil {

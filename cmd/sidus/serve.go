@@ -24,7 +24,10 @@ func serveCommand() *cli.Command {
 			"counts from the next request on; nothing is restarted. Machines that run go on when a server that was\n"+
 			"stopped comes back. Nothing answers DHCP in a network that was not added, and there it only adds what to\n"+
 			"boot (mode proxy) unless the network says `full`; before addresses are given, another DHCP server is\n"+
-			"looked for, and if there is one Sidus refuses.",
+			"looked for, and if there is one Sidus refuses.\n"+
+			"With --nfs-engine kernel the kernel's NFS server, which must run, serves the roots: snapshots are exported by\n"+
+			"exportfs, nothing is restarted. Only Sidus' own engine lets another server take over machines that run. The\n"+
+			"engine cannot be changed while machines run.",
 			"sidus serve", "sidus serve --interface eth1", "sidus serve --only http,nfs --listen 10.0.0.1"),
 		Flags: reads(
 			&cli.StringFlag{Name: "interface", Aliases: []string{"i"}, Usage: "serve the network interface `IF`; else every one with an address in a network of the catalog"},
@@ -33,6 +36,7 @@ func serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "dhcp", Usage: "DHCP `MODE` of all networks: full, proxy or off"},
 			&cli.IntFlag{Name: "http-port", Value: frontend.DefaultHTTPPort, Usage: "the TCP port `N` of HTTP"},
 			&cli.IntFlag{Name: "nfs-port", Value: frontend.DefaultNFSPort, Usage: "the TCP port `N` of NFS"},
+			&cli.StringFlag{Name: "nfs-engine", Value: string(node.EngineOwn), Usage: "what serves the roots: `ENGINE` sidus, or kernel for the kernel's NFS server (no fail-over)"},
 			&cli.StringFlag{Name: "bios-loader", Value: pxe.DefaultBIOS, Usage: "what BIOS machines load: `FILE`, such as pxelinux.0 or undionly.kpxe"},
 			&cli.StringFlag{Name: "efi-loader", Value: pxe.DefaultEFI, Usage: "what UEFI machines load: `FILE`, such as ipxe.efi"},
 			&cli.BoolFlag{Name: "no-ipxe-script", Usage: "give firmware that is iPXE the same loader as others"},
@@ -85,6 +89,7 @@ func newFrontEnd(c *cli.Context, s *site) (*frontend.Server, error) {
 		DHCPMode:  node.Mode(c.String("dhcp")),
 		HTTPPort:  c.Int("http-port"),
 		NFSPort:   c.Int("nfs-port"),
+		Engine:    node.Engine(c.String("nfs-engine")),
 		Loaders:   pxe.Loaders{BIOS: c.String("bios-loader"), EFI: c.String("efi-loader"), NoScript: c.Bool("no-ipxe-script")},
 		Log:       log,
 		// Snapshots of ZFS and LVM are mounted when they are first asked for.
@@ -104,6 +109,9 @@ func newFrontEnd(c *cli.Context, s *site) (*frontend.Server, error) {
 	}
 	if server.DHCPMode != "" && !slices.Contains([]node.Mode{node.ModeFull, node.ModeProxy, node.ModeOff}, server.DHCPMode) {
 		return nil, usagef("--dhcp %s: it is full, proxy or off", server.DHCPMode)
+	}
+	if !slices.Contains(frontend.Engines, server.Engine) {
+		return nil, usagef("--nfs-engine %s: it is sidus or kernel", server.Engine)
 	}
 	for name, port := range map[string]int{"http-port": server.HTTPPort, "nfs-port": server.NFSPort} {
 		if port < 1 || port > 65535 {

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"sidus/export/portmap"
 	"sidus/image/store"
 	"sidus/image/tool"
 )
@@ -48,10 +50,15 @@ type Server struct {
 // ErrNotRunning is wrapped by Start's error if the kernel serves no NFS.
 var ErrNotRunning = errors.New("the kernel's NFS server does not run")
 
+// ErrOwnMounts is wrapped by Start's error if this process has a view of the
+// machine's mounts of its own: the kernel's server would not see what it mounts.
+var ErrOwnMounts = errors.New("this process has a view of the mounts of its own")
+
 const threadsFile = "/proc/fs/nfsd/threads"
 
-// Start makes sure that the kernel's server runs, and takes back what an
-// earlier process left. The error wraps ErrNotRunning or tool.ErrNotInstalled.
+// Start makes sure that the kernel's server runs, and takes over what an
+// earlier process has exported: machines run from it. The error wraps ErrNotRunning, ErrOwnMounts or
+// tool.ErrNotInstalled.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,32 +72,57 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil || strings.TrimSpace(string(threads)) == "0" {
 		return fmt.Errorf("%w: install nfs-kernel-server and `systemctl start nfs-server`", ErrNotRunning)
 	}
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	if first, err := os.Readlink("/proc/1/ns/mnt"); err == nil && first != own {
+		return fmt.Errorf("%w, which the kernel's NFS server does not see: run it outside of namespaces (as a systemd service: without "+
+			"ProtectSystem=, ProtectHome=, PrivateTmp= and the like)", ErrOwnMounts)
+	}
 	s.exports = map[store.SnapshotID][]netip.Prefix{}
 	if err := os.MkdirAll(filepath.Join(s.Dir, "snapshot"), 0o755); err != nil {
 		return err
 	}
-	return s.clean(ctx)
+	return s.adopt(ctx)
 }
 
-// clean takes back all exports and mounts below Dir.
-func (s *Server) clean(ctx context.Context) error {
+// adopt takes over the exports below Dir that an earlier process has made:
+// machines run from them. What is only half there is taken back.
+func (s *Server) adopt(ctx context.Context) error {
 	text, err := os.ReadFile("/var/lib/nfs/etab")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var errs []error
-	for _, old := range parseEtab(string(text)) {
-		if strings.HasPrefix(old.path, s.Dir+"/") {
-			errs = append(errs, s.exportfs(ctx, "-u", old.client+":"+old.path))
-		}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
 	}
 	entries, err := os.ReadDir(filepath.Join(s.Dir, "snapshot"))
-	errs = append(errs, err)
-	if len(entries) > 0 {
-		errs = append(errs, s.flush(ctx))
+	if err != nil {
+		return err
 	}
+	var errs []error
 	for _, entry := range entries {
-		errs = append(errs, s.unmount(ctx, filepath.Join(s.Dir, "snapshot", entry.Name())))
+		id := store.SnapshotID(entry.Name())
+		switch {
+		case id.Validate() == nil && strings.Contains(string(mounts), " "+s.Path(id)+" "):
+			s.exports[id] = nil
+		default:
+			errs = append(errs, os.Remove(filepath.Join(s.Dir, "snapshot", entry.Name())))
+		}
+	}
+	for _, old := range parseEtab(string(text)) {
+		if !strings.HasPrefix(old.path, s.Dir+"/") {
+			continue
+		}
+		id := store.SnapshotID(filepath.Base(old.path))
+		client, err := netip.ParsePrefix(old.client)
+		if _, mounted := s.exports[id]; err == nil && mounted && s.Path(id) == old.path {
+			s.exports[id] = append(s.exports[id], client)
+			continue
+		}
+		errs = append(errs, s.exportfs(ctx, "-u", old.client+":"+old.path))
 	}
 	return errors.Join(errs...)
 }
@@ -98,6 +130,33 @@ func (s *Server) clean(ctx context.Context) error {
 // Path is what clients mount for a snapshot.
 func (s *Server) Path(id store.SnapshotID) string {
 	return filepath.Join(s.Dir, "snapshot", string(id))
+}
+
+// Ports are the TCP ports of the kernel's server and of its MOUNT service.
+type Ports struct{ NFS, Mount uint16 }
+
+// Ports asks the port mapper of this machine.
+func (s *Server) Ports(ctx context.Context) (p Ports, err error) {
+	if p.NFS, err = portmap.Find(ctx, nfsProgram, 3); err != nil {
+		return p, fmt.Errorf("the kernel's NFS server: %w", err)
+	}
+	if p.Mount, err = portmap.Find(ctx, mountProgram, 3); err != nil {
+		return p, fmt.Errorf("rpc.mountd: %w", err)
+	}
+	return p, nil
+}
+
+// ONC RPC program numbers, RFC 1813.
+const (
+	nfsProgram   = 100003
+	mountProgram = 100005
+)
+
+// Exported are the snapshots that are exported.
+func (s *Server) Exported() []store.SnapshotID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.exports))
 }
 
 // Export has a snapshot that is mounted at root served to some networks. It
@@ -115,7 +174,7 @@ func (s *Server) Export(ctx context.Context, id store.SnapshotID, root string, c
 		if err := bind(root, path); err != nil {
 			return err
 		}
-		s.exports[id] = nil
+		s.exports[id] = nil // mounted, and to be exported
 	}
 	add, remove := difference(before, clients)
 	for _, client := range add {

@@ -83,8 +83,11 @@ func TestKernel(t *testing.T) {
 	if err := again.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if result := replay(t, again); result.Errors == 0 {
-		t.Error("it is still exported")
+	if result := replay(t, again); result.Errors != 0 {
+		t.Error("who runs from it has lost it:", result.Examples)
+	}
+	if have := again.Exported(); len(have) != 1 || have[0] != testID {
+		t.Error("taken over:", have)
 	}
 	if err := again.Export(ctx, testID, tree, []netip.Prefix{local}); err != nil {
 		t.Fatal(err)
