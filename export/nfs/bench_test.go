@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -125,6 +126,9 @@ func init() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	go func() { _ = s.Serve(l) }()
+	if path := os.Getenv("SIDUS_TEST_MALLOCS"); path != "" {
+		go writeMallocs(path)
+	}
 	if path := os.Getenv("SIDUS_TEST_PROFILE"); path != "" {
 		f, err := os.Create(path)
 		if err != nil || pprof.StartCPUProfile(f) != nil {
@@ -137,6 +141,20 @@ func init() {
 	_ = s.Shutdown(limit)
 	pprof.StopCPUProfile()
 	os.Exit(0)
+}
+
+// writeMallocs writes how many objects this process has allocated so far to a
+// file, each time it gets SIGUSR1.
+func writeMallocs(path string) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	for range signals {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		if os.WriteFile(path+".new", fmt.Appendf(nil, "%d", m.Mallocs), 0o600) != nil || os.Rename(path+".new", path) != nil {
+			os.Exit(1)
+		}
+	}
 }
 
 // cpu returns the CPU time that a process has used.
@@ -262,7 +280,7 @@ func (t *target) load(b *testing.B, conns, flight int, messages [][]byte) {
 }
 
 // drive makes n calls over a connection and returns the bytes received.
-func drive(b *testing.B, conn net.Conn, at, n, flight int, messages [][]byte) int64 {
+func drive(b testing.TB, conn net.Conn, at, n, flight int, messages [][]byte) int64 {
 	limited := &limitedReader{Reader: conn}
 	in := bufio.NewReaderSize(limited, largeReply)
 	var out []byte

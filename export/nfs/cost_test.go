@@ -8,7 +8,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"sidus/image/index"
 )
@@ -73,6 +76,80 @@ func TestNoAllocations(t *testing.T) {
 	t.Logf("%.0f allocations per million calls, those of the client included (a goroutine for each %d calls)", perMillion, calls)
 	if perMillion > 1e6/calls*4 {
 		t.Errorf("%.0f allocations per million calls", perMillion)
+	}
+}
+
+// TestMallocs counts what a server in a process of its own allocates for a
+// million calls over connections that are there already.
+func TestMallocs(t *testing.T) {
+	if raceEnabled {
+		t.Skip("SKIPPED: means nothing under the race detector")
+	}
+	root, file := makeTree(t), filepath.Join(t.TempDir(), "mallocs")
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+t.TempDir(), "SIDUS_TEST_MALLOCS="+file)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	var line [100]byte
+	n, err := out.Read(line[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	mallocs := func() (n int) {
+		t.Helper()
+		_ = os.Remove(file)
+		if err := cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			text, err := os.ReadFile(file)
+			if err == nil {
+				if _, err := fmt.Sscan(string(text), &n); err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			if time.Now().After(limit) {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := &testServer{addr: strings.TrimSpace(string(line[:n]))}
+	first := dial(t, s)
+	top := first.root("/channel/default")
+	three := first.lookup(top, "three")
+	calls := [][]byte{
+		first.message(procGetattr, three), first.message(procLookup, top, []byte("acl")), first.message(procAccess, three, 63),
+		first.message(procReaddirplus, top, uint64(0), uint64(0), 8192, 8192), first.message(procRead, three, uint64(0), 4096),
+	}
+	clients := make([]*rpcClient, 8)
+	for i := range clients {
+		clients[i] = dial(t, s)
+	}
+	load := func(total int) {
+		var wg sync.WaitGroup
+		for _, c := range clients {
+			wg.Go(func() { drive(t, c.conn, 0, total/len(clients), 16, calls) })
+		}
+		wg.Wait()
+	}
+	load(10000)
+	before := mallocs()
+	const million = 1000000
+	load(million)
+	each := mallocs() - before
+	t.Logf("the server allocates %d objects for a million calls", each)
+	if each >= 1000 {
+		t.Errorf("the server allocates %d objects for a million calls", each)
 	}
 }
 

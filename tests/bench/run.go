@@ -69,6 +69,11 @@ func run(ctx context.Context, dir string) (err error) {
 		if err := compare(ctx, dir, tree, servers); err != nil {
 			return err
 		}
+		if *only == "" {
+			if err := errors.Join(protect(ctx, dir, tree, servers[0]), costs(ctx, dir)); err != nil {
+				return err
+			}
+		}
 	}
 	if *nodes == 0 {
 		return nil

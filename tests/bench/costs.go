@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+var honest = regexp.MustCompile(`(?m)^BenchmarkHonest/(\S+?)(?:-\d+)?\s.*?([0-9.e+]+) p99-µs`)
+
+// protect measures how long the calls of an honest client take beside one that
+// does its worst, of each kind: at most twice what they take without it.
+func protect(ctx context.Context, dir, tree string, s *server) error {
+	fmt.Printf("\nAn honest client with one call in flight, beside one that does its worst; medians of %d runs\n", *rounds)
+	fmt.Printf("%-18s %9s %7s %7s\n", "the other", "p99 µs", "ratio", "wanted")
+	var kinds []string
+	times, ratios := map[string][]float64{}, map[string][]float64{}
+	for range *rounds {
+		cmd := exec.CommandContext(ctx, filepath.Join(dir, "nfs.test"), "-test.run=^$", "-test.bench=^BenchmarkHonest$", "-test.benchtime=5000x")
+		cmd.Env = append(os.Environ(), "SIDUS_BENCH_TREE="+tree, "SIDUS_BENCH_TARGET="+s.addr+","+s.path+","+s.mountAddr)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("floods: %w: %s", err, out)
+		}
+		p99 := map[string]float64{}
+		for _, found := range honest.FindAllSubmatch(out, -1) {
+			name := string(found[1])
+			if p99[name], err = strconv.ParseFloat(string(found[2]), 64); err != nil {
+				return err
+			}
+			if len(times[name]) == 0 {
+				kinds = append(kinds, name)
+			}
+			times[name] = append(times[name], p99[name])
+		}
+		// Before and after: what else the machine does counts for both.
+		alone := (p99["alone"] + p99["alone_again"]) / 2
+		if alone == 0 || len(p99) < 4 {
+			return fmt.Errorf("floods: nothing was measured: %s", out)
+		}
+		for name, took := range p99 {
+			ratios[name] = append(ratios[name], took/alone)
+		}
+	}
+	for _, name := range kinds {
+		if len(times[name]) < *rounds {
+			return fmt.Errorf("floods: %s was not measured in all runs", name)
+		}
+		text := strings.ReplaceAll(name, "_", " ")
+		if strings.HasPrefix(name, "alone") {
+			fmt.Printf("%-18s %9.0f\n", text, median(times[name]))
+			continue
+		}
+		verdict := "ok"
+		if median(ratios[name]) > 2 {
+			verdict = "MISSED"
+		}
+		fmt.Printf("%-18s %9.0f %6.2fx %6.1fx  %s\n", text, median(times[name]), median(ratios[name]), 2.0, verdict)
+	}
+	return nil
+}
+
+var said = regexp.MustCompile(`(?m)^ +cost_test\.go:\d+: (.*)$`)
+
+// costs tells what calls and connections cost the server in memory.
+func costs(ctx context.Context, dir string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "nfs.test"), "-test.run=^(TestMallocs|TestIdleConnections)$", "-test.v")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("memory: %w: %s", err, out)
+	}
+	fmt.Println("\nMemory (wanted: less than 1,000 objects for a million calls, less than 16,384 bytes for a connection)")
+	found := said.FindAllSubmatch(out, -1)
+	if len(found) == 0 {
+		return errors.New("memory: nothing was measured")
+	}
+	for _, line := range found {
+		fmt.Printf("  %s\n", line[1])
+	}
+	return nil
+}
