@@ -169,6 +169,7 @@ func (n *node) connect(ctx context.Context, nfs, mountAt net.Addr) error {
 		_ = n.conn.Close()
 		return err
 	}
+	n.xid = askXID
 	n.handles = make([][]byte, len(n.Objects))
 	n.handles[0] = append([]byte(nil), handle...)
 	return nil

@@ -72,11 +72,15 @@ func portOf(ctx context.Context, mapper netip.AddrPort, program uint32) (int, er
 // askLimit is how long a single question may take.
 const askLimit = time.Minute
 
+// askXID is the ID of a single question. No other call on the same connection
+// has it.
+const askXID = 1
+
 // ask makes one call on a connection on which nothing else is under way.
 func ask(conn net.Conn, program, vers, proc uint32, arguments []byte) (*xdr.Decoder, error) {
 	_ = conn.SetDeadline(time.Now().Add(askLimit))
 	defer func() { _ = conn.SetDeadline(time.Time{}) }()
-	m := appendCall(nil, 1, program, vers, proc, 0, 0)
+	m := appendCall(nil, askXID, program, vers, proc, 0, 0)
 	m = append(m, arguments...)
 	be.PutUint32(m, lastFragment|uint32(len(m)-4))
 	if _, err := conn.Write(m); err != nil {
