@@ -87,10 +87,11 @@ func (s *Store) Properties(ctx context.Context, v store.VolumeID) (map[string]st
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.own(ctx, v, d, ""); err != nil {
+	found, err := s.own(ctx, v, d, strings.Join(Tunable, ","))
+	if err != nil {
 		return nil, err
 	}
-	return s.tuning(ctx, d)
+	return tuned(found), nil
 }
 
 // tuning returns the properties of Tunable that were set on a file system
@@ -100,11 +101,16 @@ func (s *Store) tuning(ctx context.Context, d dataset) (map[string]string, error
 	if err != nil {
 		return nil, classify(d, d, err)
 	}
-	tuned := make(map[string]string)
-	for name, p := range all {
-		if value := p.own(); value != "" {
-			tuned[name] = value
+	return tuned(all), nil
+}
+
+// tuned picks those properties of Tunable that were set, and not inherited.
+func tuned(found map[string]property) map[string]string {
+	values := make(map[string]string)
+	for name, p := range found {
+		if value := p.own(); value != "" && slices.Contains(Tunable, name) {
+			values[name] = value
 		}
 	}
-	return tuned, nil
+	return values
 }

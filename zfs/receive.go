@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,10 +61,9 @@ func (s *Store) receive(ctx context.Context, kind string, r io.Reader, snap, bas
 		return err
 	}
 	defer lock.release()
-	if _, _, err := s.find(ctx, snap); err == nil {
-		return fmt.Errorf("%s: %w", what, store.ErrExists)
-	} else if !errors.Is(err, store.ErrNotFound) {
-		return err
+	left, err := s.leftOf(ctx, snap, partial)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	h, first, err := readHeader(r)
 	if err != nil {
@@ -76,7 +76,7 @@ func (s *Store) receive(ctx context.Context, kind string, r io.Reader, snap, bas
 	default:
 		return fmt.Errorf("%s: %w: the stream starts from the snapshot with GUID %d, and the base %s has %d", what, store.ErrBaseUnusable, h.from, base, baseGUID)
 	}
-	if err := s.prepare(ctx, partial, h, keep); err != nil {
+	if err := s.prepare(ctx, partial, left, h, keep); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	undo := undoStack{log: s.opts.Log}
@@ -140,13 +140,33 @@ func (s *Store) receiveBase(ctx context.Context, base store.SnapshotID) (origin 
 	return origin, guid, held.release, nil
 }
 
+// leftOf tells whether a receive that was cut has left something of a snapshot.
+// ErrExists if all of the snapshot is there.
+func (s *Store) leftOf(ctx context.Context, snap store.SnapshotID, partial dataset) (bool, error) {
+	names, err := s.opts.names(ctx, dataset(s.parent), "2", "filesystem,snapshot")
+	if err != nil {
+		return false, s.parentError(ctx, err)
+	}
+	if s.learn(names, snap) != "" {
+		if _, _, err := s.find(ctx, snap); err == nil {
+			return false, store.ErrExists
+		} else if !errors.Is(err, store.ErrNotFound) {
+			return false, err
+		}
+	}
+	return slices.Contains(names, string(partial)), nil
+}
+
 // prepare removes what a receive that was cut has left, unless the stream is the
 // rest of it.
-func (s *Store) prepare(ctx context.Context, partial dataset, h header, keep bool) error {
+func (s *Store) prepare(ctx context.Context, partial dataset, left bool, h header, keep bool) error {
 	if h.resuming {
-		if !keep || !s.resumable(ctx, partial) {
+		if !keep || !left || !s.resumable(ctx, partial) {
 			return fmt.Errorf("the stream is the rest of one, and there is no beginning of it here: %w", store.ErrNotFound)
 		}
+		return nil
+	}
+	if !left {
 		return nil
 	}
 	if err := s.destroyPartial(ctx, partial); err != nil && !errors.Is(err, store.ErrNotFound) {

@@ -11,14 +11,15 @@ import (
 
 // TestSuites runs the suites of the backends that need what the host may lack.
 // Some of their cases are shorter in the machine, where a program takes ten
-// times as long; with SIDUS_TEST_LONG in the environment they run in full.
-// SIDUS_TEST_SUITES=sidus/zfs,sidus/lvm runs these only.
+// times as long; with SIDUS_LONG_TESTS in the environment they run in full.
+// SIDUS_TEST_SUITES=sidus/zfs,sidus/lvm runs these only, and SIDUS_TEST_RUN, a
+// value for -test.run, these tests of them.
 func TestSuites(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIPPED: the tests of zfs and lvm were NOT run: -short")
 	}
 	var args []string
-	if os.Getenv("SIDUS_TEST_LONG") == "" {
+	if os.Getenv("SIDUS_LONG_TESTS") == "" {
 		args = []string{"-test.short"}
 	}
 	suites := []Suite{
@@ -32,6 +33,11 @@ func TestSuites(t *testing.T) {
 	}
 	if only := os.Getenv("SIDUS_TEST_SUITES"); only != "" {
 		suites = slices.DeleteFunc(suites, func(s Suite) bool { return !slices.Contains(strings.Split(only, ","), s.Package) })
+	}
+	if only := os.Getenv("SIDUS_TEST_RUN"); only != "" {
+		for i := range suites {
+			suites[i].Args = append(slices.Clone(suites[i].Args), "-test.run="+only)
+		}
 	}
 	Run(t, suites...)
 }
