@@ -485,3 +485,14 @@ func TestTakeCatalog(t *testing.T) {
 		t.Error("the key is another")
 	}
 }
+
+// SQLite takes an empty file for a new database.
+func TestTakeCatalogThatIsEmpty(t *testing.T) {
+	layout := image.Layout{Dir: t.TempDir()}
+	stage, err := NewStage(layout)
+	must(t, err)
+	if err := stage.TakeCatalog(strings.NewReader("")); !errors.Is(err, ErrDamaged) {
+		t.Errorf("an empty copy: %v", err)
+	}
+	must(t, stage.Discard())
+}

@@ -45,13 +45,16 @@ func NewStage(target image.Layout) (*Stage, error) {
 func (s *Stage) Discard() error { return os.RemoveAll(s.Layout.Dir) }
 
 // TakeCatalog stages a copy of a catalog, such as the one that is kept in the
-// store.
+// store. ErrDamaged if it is empty, which SQLite would take for a new one.
 func (s *Stage) TakeCatalog(r io.Reader) error {
 	file, err := os.OpenFile(s.Layout.Catalog(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(file, r)
+	n, err := io.Copy(file, r)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%w: the copy of the catalog is empty", ErrDamaged)
+	}
 	return errors.Join(err, file.Sync(), file.Close())
 }
 
