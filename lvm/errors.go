@@ -17,6 +17,8 @@ var (
 	// ErrTimeout is the error of a command that did not end in time. It comes
 	// with store.ErrUnavailable.
 	ErrTimeout = errors.New("no answer in time")
+	// ErrNoKernelSupport is the error of a kernel without thin pools.
+	ErrNoKernelSupport = errors.New("this kernel has no thin pools of the device mapper: load them (modprobe dm_thin_pool), or choose another backend")
 )
 
 // words are what LVM's commands say, and what it means. The first that is
@@ -25,6 +27,9 @@ var words = []struct {
 	text  string
 	class error
 }{
+	{"Failure to communicate with kernel device-mapper driver", ErrNoKernelSupport},
+	{"not detected in your kernel", ErrNoKernelSupport},
+	{"module not loaded", ErrNoKernelSupport},
 	{"too large for circular buffer", store.ErrNoSpace},
 	{"Failed to write VG", store.ErrUnavailable},
 	{"insufficient free space", store.ErrNoSpace},
@@ -51,7 +56,7 @@ func classify(what any, about lv, err error) error {
 		return nil
 	}
 	text := tool.StderrOf(err)
-	if errors.Is(err, ErrTimeout) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || text == "" {
+	if errors.Is(err, tool.ErrNotInstalled) || errors.Is(err, ErrTimeout) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || text == "" {
 		return fmt.Errorf("%v: %w", what, err)
 	}
 	for line := range strings.Lines(text) {

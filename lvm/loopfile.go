@@ -219,7 +219,7 @@ func (o Options) attach(ctx context.Context) (*place, error) {
 		if err := o.step("activate pool"); err != nil {
 			return nil, err
 		}
-		if _, err := p.lvm(ctx, "lvchange", "--activate", "y", "--monitor", "n", p.group+"/"+p.pool); err != nil {
+		if _, err := p.lvm(ctx, "lvchange", "--activate", "y", p.group+"/"+p.pool); err != nil {
 			return nil, classify(o.File, ownPool, err)
 		}
 	}

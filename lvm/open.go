@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"sidus/image/store"
 	"sidus/image/store/mountpoint"
+	"sidus/image/tool"
 )
 
 var errUnavailable = store.ErrUnavailable
@@ -32,6 +34,9 @@ type Store struct {
 	mu     sync.Mutex
 	kept   *mountpoint.Held // the mount of kept, once it was needed
 	mounts int              // mounts that were not given back
+	// groupSeen is when the volume group's metadata was last seen to have
+	// plenty of space.
+	groupSeen time.Time
 }
 
 var (
@@ -125,6 +130,7 @@ func (s *Store) checkPool(ctx context.Context, mark bool) (uuid string, err erro
 	if err != nil {
 		err = classify(s.opts.place(), lv(s.pool), err)
 		switch {
+		case errors.Is(err, tool.ErrNotInstalled), errors.Is(err, ErrNoKernelSupport):
 		case errors.Is(err, store.ErrNotFound):
 			return "", fmt.Errorf("%w (is there a thin pool in the volume group? lvs %s shows it; lvcreate --type thin-pool -L SIZE -n %s %s makes one)", err, s.group, s.pool, s.group)
 		case strings.Contains(err.Error(), "not found"):
@@ -173,7 +179,7 @@ func (s *Store) checkPool(ctx context.Context, mark bool) (uuid string, err erro
 func (s *Store) activatePool(ctx context.Context) error {
 	text, err := s.askPool(ctx, "table")
 	if err != nil {
-		if _, err := s.lvm(ctx, "lvchange", "--activate", "y", "--monitor", "n", s.group+"/"+s.pool); err != nil {
+		if _, err := s.lvm(ctx, "lvchange", "--activate", "y", s.group+"/"+s.pool); err != nil {
 			return classify(s.opts.place(), lv(s.pool), err)
 		}
 		if text, err = s.askPool(ctx, "table"); err != nil {

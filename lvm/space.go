@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,10 @@ const (
 	// Of the volume group's metadata, in bytes. A volume takes about 509.
 	groupReserve         = 32 << 10
 	groupReserveSnapshot = 8 << 10
+	// What was free a moment ago tells enough if it is this much more than the
+	// reserve, room for some hundred volumes: LVM need not be asked again.
+	groupPlenty = 128 << 10
+	groupMoment = 30 * time.Second
 )
 
 // innerReserve is what stays free in the thin pool, in bytes: snapshots and the
@@ -109,6 +114,12 @@ func (s *Store) refuseFull(ctx context.Context, name lv, limit int64) error {
 // refuseFullGroup returns ErrNoSpace if the volume group's metadata has less
 // than limit bytes free.
 func (s *Store) refuseFullGroup(ctx context.Context, name lv, limit int64) error {
+	s.mu.Lock()
+	plenty := time.Since(s.groupSeen) < groupMoment
+	s.mu.Unlock()
+	if plenty {
+		return nil
+	}
 	rows, err := s.report(ctx, "vgs", "vg_mda_free,vg_mda_size", s.group)
 	if err != nil {
 		return classify(s.opts.place(), "", err)
@@ -129,6 +140,11 @@ func (s *Store) checkGroup(name lv, r row, limit int64) error {
 	}
 	if free < limit {
 		return fmt.Errorf("%v: %w: the metadata of the volume group %s is full: %s of %s are free; destroy snapshots that are not needed (sidus gc), or move it to disks with more: pvcreate --metadatasize 64m DISK, vgextend, pvmove, vgreduce", name, store.ErrNoSpace, s.group, human(free), sizeOf(r))
+	}
+	if free >= limit+groupPlenty {
+		s.mu.Lock()
+		s.groupSeen = time.Now()
+		s.mu.Unlock()
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSy
 	}
 	_, err = s.lvm(clean, "lvcreate", "--yes", "--type", "thin", "--thinpool", s.pool, "--name", string(name),
 		"--virtualsize", fmt.Sprintf("%dk", (size+1023)/1024), "--addtag", tagNew, "--setactivationskip", "y",
-		"--activate", "y", "--ignoreactivationskip", "--monitor", "n", "--wipesignatures", "n", s.group)
+		"--activate", "y", "--ignoreactivationskip", "--wipesignatures", "n", s.group)
 	if err != nil {
 		return classify(name, name, err)
 	}
@@ -297,9 +297,6 @@ func (s *Store) destroy(ctx context.Context, name lv, point string) error {
 		return fmt.Errorf("%v: %w", name, err)
 	}
 	defer excluded.Release()
-	if _, err := s.lookUp(ctx, name); err != nil {
-		return err
-	}
 	if err := s.opts.step("destroy"); err != nil {
 		return err
 	}

@@ -5,12 +5,18 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"sidus/image/store"
 	"sidus/image/store/storetest"
@@ -133,6 +139,98 @@ func poolOf(t testing.TB, size string) Options {
 	return Options{ThinPool: vg + "/" + pool, RunDir: filepath.Join(t.TempDir(), "run"), VolumeSize: 4 << 30}
 }
 
+// sharedPool is the one that all cases of the conformance suite use, one after
+// another: to make a pool and what belongs in it takes longer than most cases.
+var sharedPool struct {
+	once   sync.Once
+	o      Options
+	failed bool
+}
+
+// sharedOptions are those of the shared pool. What the test has made in it goes
+// away with the test.
+func sharedOptions(t testing.TB) Options {
+	requireThin(t)
+	vg := testGroup.get(t)
+	sharedPool.once.Do(func() {
+		pool := "pool-shared"
+		must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "2g", "--poolmetadatasize", "32m", "--name", pool, vg)
+		sharedPool.o = Options{ThinPool: vg + "/" + pool, RunDir: filepath.Join(testGroup.dir, "run"), VolumeSize: 4 << 30}
+	})
+	if sharedPool.o.ThinPool == "" || sharedPool.failed {
+		t.Fatal("the pool of the tests cannot be used")
+	}
+	t.Cleanup(func() {
+		if err := command("lvremove", "--yes", "--select", `lv_name=~"^sidus[.][vs][.]"`, vg); err != nil {
+			sharedPool.failed = true
+			t.Error(err)
+		}
+	})
+	return sharedPool.o
+}
+
+// emptyKept removes the kept files, if the test has used them.
+func emptyKept(s *Store) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kept == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(s.kept.Path())
+	for _, e := range entries {
+		err = errors.Join(err, os.Remove(filepath.Join(s.kept.Path(), e.Name())))
+	}
+	return err
+}
+
+// commandTimes tells with a test how many programs it ran, and how long they
+// took: nearly all the time of this backend.
+type commandTimes struct {
+	mu    sync.Mutex
+	count map[string]int
+	took  map[string]time.Duration
+}
+
+func (c *commandTimes) Levels() []logrus.Level { return []logrus.Level{logrus.DebugLevel} }
+
+func (c *commandTimes) Fire(e *logrus.Entry) error {
+	line, _ := e.Data["command"].(string)
+	took, _ := e.Data["duration"].(time.Duration)
+	words := strings.Fields(line)
+	if len(words) == 0 {
+		return nil
+	}
+	name := words[0]
+	if (name == "lvm" || name == "dmsetup") && len(words) > 1 {
+		name += " " + words[1]
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.count[name]++
+	c.took[name] += took
+	return nil
+}
+
+func (c *commandTimes) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var text strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(c.count)) {
+		fmt.Fprintf(&text, "%d %s in %v; ", c.count[name], name, c.took[name].Round(time.Millisecond))
+	}
+	return strings.TrimSuffix(text.String(), "; ")
+}
+
+func countCommands(t testing.TB) logrus.FieldLogger {
+	times := &commandTimes{count: map[string]int{}, took: map[string]time.Duration{}}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	log.SetLevel(logrus.DebugLevel)
+	log.AddHook(times)
+	t.Cleanup(func() { t.Log("programs: ", times) })
+	return log
+}
+
 func fileOptions(t testing.TB) Options {
 	requireThin(t)
 	dir := t.TempDir()
@@ -141,6 +239,7 @@ func fileOptions(t testing.TB) Options {
 
 func backend(t testing.TB, o Options) *storetest.Backend {
 	var before func(string) error
+	o.Log = countCommands(t)
 	o.Step = func(step string) error {
 		if before == nil {
 			return nil
@@ -153,7 +252,7 @@ func backend(t testing.TB, o Options) *storetest.Backend {
 	}
 	t.Cleanup(func() {
 		before = nil
-		if err := s.Detach(context.Background()); err != nil {
+		if err := errors.Join(emptyKept(s), s.Detach(context.Background())); err != nil {
 			t.Error(err)
 		}
 	})
@@ -170,7 +269,7 @@ func backend(t testing.TB, o Options) *storetest.Backend {
 	}
 }
 
-func newBackend(t testing.TB) *storetest.Backend { return backend(t, poolOptions(t)) }
+func newBackend(t testing.TB) *storetest.Backend { return backend(t, sharedOptions(t)) }
 
 func TestThinPool(t *testing.T) { storetest.Run(t, newBackend) }
 

@@ -654,6 +654,35 @@ func operations(b *Backend) []operation {
 
 var errInjected = errors.New("injected failure")
 
+// steps are the numbers of the steps at which an operation is broken, from 1:
+// all that it has, with -short the last and one in the middle. It does the
+// operation once for that, unbroken.
+func steps(t *testing.T, b *Backend, op operation) []int {
+	t.Helper()
+	do := op.prepare(t, b)
+	total := 0
+	b.Inject(func(string) error {
+		total++
+		return nil
+	})
+	err := do(t.Context())
+	b.Inject(nil)
+	if err != nil {
+		t.Errorf("%s: %v", op.name, err)
+	}
+	if total == 0 {
+		t.Errorf("%s has no steps to break", op.name)
+	}
+	var chosen []int
+	for n := 1; n <= total; n++ {
+		if !testing.Short() || n == total || n == (total+1)/2 {
+			chosen = append(chosen, n)
+		}
+	}
+	t.Logf("%s: broken at %d of %d steps", op.name, len(chosen), total)
+	return chosen
+}
+
 // failures breaks each operation at each of its steps. Afterwards the store is
 // as before, and the operation works. An operation that is past the point of
 // no return may also succeed and leave something partial, which is destroyed.
@@ -666,8 +695,7 @@ func failures(t *testing.T, b *Backend) {
 	change(t, s, keep, File("kept", "kept", 0o644))
 	kept := snapshot(t, s, keep)
 	for _, op := range operations(b) {
-		steps := 0
-		for n := 1; ; n++ {
+		for _, n := range steps(t, b, op) {
 			destroyOthers(t, s, keep, kept)
 			do := op.prepare(t, b)
 			before := state(t, s)
@@ -682,13 +710,9 @@ func failures(t *testing.T, b *Backend) {
 			})
 			err := do(t.Context())
 			b.Inject(nil)
-			if reached < n { // there are no more steps
-				if err != nil {
-					t.Errorf("%s: %v", op.name, err)
-				}
-				break
+			if reached < n {
+				t.Errorf("%s had %d steps and now has %d", op.name, n, reached)
 			}
-			steps++
 			if err == nil {
 				collectPartial(t, s)
 				continue
@@ -701,10 +725,6 @@ func failures(t *testing.T, b *Backend) {
 				t.Errorf("%s after it failed at %q: %v", op.name, at, err)
 			}
 		}
-		if steps == 0 {
-			t.Errorf("%s has no steps to break", op.name)
-		}
-		t.Logf("%s: broken at %d steps", op.name, steps)
 	}
 }
 
@@ -782,7 +802,7 @@ func crashes(t *testing.T, b *Backend) {
 	}
 	s := b.Store
 	for _, op := range operations(b) {
-		for n := 1; ; n++ {
+		for _, n := range steps(t, b, op) {
 			destroyOthers(t, s, "", "")
 			do := op.prepare(t, b)
 			before := state(t, s)
@@ -809,7 +829,8 @@ func crashes(t *testing.T, b *Backend) {
 				return false
 			}()
 			if !crashed {
-				break
+				t.Errorf("%s had %d steps and now has %d", op.name, n, reached)
+				continue
 			}
 			closeLost()
 			partial := collectPartial(t, s)
@@ -850,8 +871,12 @@ func concurrency(t *testing.T, b *Backend) {
 	change(t, s, base, Many("many", 50))
 	id := snapshot(t, s, base)
 	want := describeSnapshot(t, s, id)
+	workers, rounds := 8, 5
+	if testing.Short() {
+		workers, rounds = 4, 2
+	}
 	var group sync.WaitGroup
-	for worker := range 8 {
+	for worker := range workers {
 		group.Go(func() {
 			word := fmt.Sprint("worker ", worker)
 			v := store.NewVolumeID()
@@ -864,7 +889,7 @@ func concurrency(t *testing.T, b *Backend) {
 				t.Errorf("%s: %v", word, err)
 				return
 			}
-			for round := range 5 {
+			for round := range rounds {
 				text := fmt.Sprint(word, " round ", round)
 				if err := os.WriteFile(filepath.Join(m.Path(), "word"), []byte(text), 0o644); err != nil {
 					t.Error(err)
