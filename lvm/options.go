@@ -63,6 +63,7 @@ const (
 	// MinVolumeSize is the least size of a volume, in bytes: mkfs.xfs makes
 	// none that is smaller.
 	MinVolumeSize = 320 << 20
+	maxVolumeSize = 1 << 50
 	// DefaultDiskReserve is what a loop file leaves free on its disk, in bytes.
 	DefaultDiskReserve = 1 << 30
 	// DefaultTimeout is how long one command may take; mkfs too.
@@ -128,7 +129,7 @@ func checkVolume(fs FileSystem, size int64) error {
 	if fs != Ext4 && fs != XFS {
 		return fmt.Errorf("file system %q: %w: it is %s or %s", fs, store.ErrBadName, Ext4, XFS)
 	}
-	if size < MinVolumeSize || size > 1<<50 {
+	if size < MinVolumeSize || size > maxVolumeSize {
 		return fmt.Errorf("a volume has %s at least and 1 PiB at most, not %s", human(MinVolumeSize), human(size))
 	}
 	return nil

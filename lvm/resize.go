@@ -2,44 +2,46 @@ package lvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"path/filepath"
-
-	"golang.org/x/sys/unix"
+	"io"
+	"os"
 
 	"sidus/image/store"
 )
 
-// Capacity is the size of a volume's file system and what is free in it, in
-// bytes.
-type Capacity struct {
-	Size int64
-	Free int64
-}
+var _ store.Resizer = (*Store)(nil)
 
-// Capacity tells how full the file system of a volume is. ErrNotFound if the
-// volume is missing.
-func (s *Store) Capacity(ctx context.Context, v store.VolumeID) (c Capacity, err error) {
+// Capacity implements store.Resizer.
+func (s *Store) Capacity(ctx context.Context, v store.VolumeID) (c store.Capacity, err error) {
+	name, err := lvOfVolume(v)
+	if err != nil {
+		return c, err
+	}
 	m, err := s.MountVolume(ctx, v)
 	if err != nil {
 		return c, err
 	}
-	defer func() {
-		if unmountErr := m.Unmount(context.WithoutCancel(ctx)); err == nil {
-			err = unmountErr
-		}
-	}()
-	var st unix.Statfs_t
-	if err := unix.Statfs(m.Path(), &st); err != nil {
-		return c, fmt.Errorf("volume %s: statfs: %w", v, err)
+	defer func() { err = errors.Join(err, m.Unmount(context.WithoutCancel(ctx))) }()
+	if c.Size, err = deviceSize(s.node(name)); err != nil {
+		return c, fmt.Errorf("volume %s: %w", v, err)
 	}
-	return Capacity{Size: int64(st.Blocks) * st.Bsize, Free: int64(st.Bavail) * st.Bsize}, nil
+	c.Free, err = freeOn(m.Path())
+	return c, err
 }
 
-// Resize makes a volume's file system size bytes large, while it is in use. It
-// can only grow. If growing the file system fails, the logical volume stays
-// large, which costs nothing; calling Resize again goes on. Snapshots keep the
-// size that the volume had. ErrNotFound if the volume is missing.
+// deviceSize is the size of a block device, in bytes.
+func deviceSize(node string) (int64, error) {
+	file, err := os.Open(node)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	return file.Seek(0, io.SeekEnd)
+}
+
+// Resize implements store.Resizer. If growing the file system fails, the logical
+// volume stays large, which costs nothing.
 func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err error) {
 	name, err := lvOfVolume(v)
 	if err != nil {
@@ -66,11 +68,7 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if unmountErr := m.Unmount(context.WithoutCancel(ctx)); err == nil {
-			err = unmountErr
-		}
-	}()
+	defer func() { err = errors.Join(err, m.Unmount(context.WithoutCancel(ctx))) }()
 	if size > now {
 		if err := s.opts.step("extend"); err != nil {
 			return err
@@ -92,7 +90,7 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 		err = s.opts.run(ctx, "resize2fs", s.node(name))
 	}
 	if err != nil {
-		return fmt.Errorf("%v: grow its %s to %s: %w", filepath.Base(string(name)), fs, human(size), err)
+		return fmt.Errorf("volume %s: grow its %s to %s: %w", v, fs, human(size), err)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // itemColumns are what is asked of a logical volume of the store.
-const itemColumns = "lv_name,lv_tags,pool_lv,lv_time,lv_size,vg_mda_free,vg_mda_size"
+const itemColumns = "lv_name,lv_uuid,lv_tags,pool_lv,thin_id,lv_time,lv_size,vg_mda_free,vg_mda_size"
 
 // lookUp asks for one logical volume of the pool. ErrNotFound if it is missing
 // or not in the pool.

@@ -28,16 +28,18 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	if err := testGroup.destroy(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
+	for _, g := range append([]*slot{{group: testGroup}}, slots...) {
+		if err := g.group.destroy(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	}
 	os.Exit(code)
 }
 
 // testGroup is a volume group that is made for the first test that needs it:
 // what an administrator has already.
-var testGroup group
+var testGroup = &group{}
 
 type group struct {
 	once   sync.Once
@@ -139,35 +141,44 @@ func poolOf(t testing.TB, size string) Options {
 	return Options{ThinPool: vg + "/" + pool, RunDir: filepath.Join(t.TempDir(), "run"), VolumeSize: 4 << 30}
 }
 
-// sharedPool is the one that all cases of the conformance suite use, one after
-// another: to make a pool and what belongs in it takes longer than most cases.
-var sharedPool struct {
-	once   sync.Once
-	o      Options
-	failed bool
+// A slot is a pool in a volume group of its own, which tests use one after
+// another: to make one, and what belongs in it, takes longer than most tests.
+type slot struct {
+	group *group
+	o     Options
+	busy  bool
 }
 
-// sharedOptions are those of the shared pool. What the test has made in it goes
-// away with the test.
+var slots []*slot
+
+// sharedOptions are those of a pool that no other store of this test uses. What
+// the test has made in it goes away with the test.
 func sharedOptions(t testing.TB) Options {
 	requireThin(t)
-	vg := testGroup.get(t)
-	sharedPool.once.Do(func() {
-		pool := "pool-shared"
-		must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "2g", "--poolmetadatasize", "32m", "--name", pool, vg)
-		sharedPool.o = Options{ThinPool: vg + "/" + pool, RunDir: filepath.Join(testGroup.dir, "run"), VolumeSize: 4 << 30}
-	})
-	if sharedPool.o.ThinPool == "" || sharedPool.failed {
-		t.Fatal("the pool of the tests cannot be used")
+	n := slices.IndexFunc(slots, func(s *slot) bool { return !s.busy })
+	if n < 0 {
+		n = len(slots)
+		slots = append(slots, &slot{group: &group{}})
+	}
+	s := slots[n]
+	s.busy = true // for good, if this fails
+	vg := s.group.get(t)
+	if s.o.ThinPool == "" {
+		must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", "2g", "--chunksize", chunkSizes[n%len(chunkSizes)], "--poolmetadatasize", "32m", "--name", "pool-shared", vg)
+		s.o = Options{ThinPool: vg + "/pool-shared", RunDir: filepath.Join(s.group.dir, "run"), VolumeSize: 4 << 30}
 	}
 	t.Cleanup(func() {
 		if err := command("lvremove", "--yes", "--select", `lv_name=~"^sidus[.][vs][.]"`, vg); err != nil {
-			sharedPool.failed = true
 			t.Error(err)
+			return
 		}
+		s.busy = false
 	})
-	return sharedPool.o
+	return s.o
 }
+
+// chunkSizes are those of the pools of tests: streams go from one to another.
+var chunkSizes = []string{"64k", "256k", "64k"}
 
 // emptyKept removes the kept files, if the test has used them.
 func emptyKept(s *Store) error {
@@ -272,6 +283,8 @@ func backend(t testing.TB, o Options) *storetest.Backend {
 func newBackend(t testing.TB) *storetest.Backend { return backend(t, sharedOptions(t)) }
 
 func TestThinPool(t *testing.T) { storetest.Run(t, newBackend) }
+
+func TestNativeStreams(t *testing.T) { storetest.RunNative(t, newBackend) }
 
 func BenchmarkThinPool(b *testing.B) { storetest.Benchmark(b, newBackend) }
 

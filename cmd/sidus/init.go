@@ -124,12 +124,22 @@ func removeContents(dir string) error {
 
 // parseSize reads a number of bytes; K, M, G and T are powers of 1024.
 func parseSize(option, text string) (int64, error) {
+	size, err := parseBytes(text)
+	if err != nil {
+		return 0, usagef("--%s %s: %v", option, text, err)
+	}
+	return size, nil
+}
+
+var errNoSize = errors.New("it is a number of bytes, with K, M, G or T")
+
+func parseBytes(text string) (int64, error) {
 	size, err := humanize.ParseBytes(text + "iB")
 	if err != nil {
 		size, err = humanize.ParseBytes(text)
 	}
 	if err != nil || size > 1<<60 {
-		return 0, usagef("--%s %s: it is a number of bytes, with K, M, G or T", option, text)
+		return 0, errNoSize
 	}
 	return int64(size), nil
 }

@@ -64,7 +64,7 @@ func newApp() *cli.App {
 		Commands: []*cli.Command{
 			initCommand(), buildCommand(), importCommand(), exportCommand(),
 			listCommand(), showCommand(), logCommand(), diffCommand(),
-			snapshotCommand(), branchCommand(), rollbackCommand(), deleteCommand(), renameCommand(), setCommand(),
+			snapshotCommand(), branchCommand(), rollbackCommand(), deleteCommand(), renameCommand(), resizeCommand(), setCommand(),
 			shellCommand(), execCommand(),
 			promoteCommand(), channelCommand(),
 			sendCommand(), receiveCommand(), replicateCommand(), takeoverCommand(), demoteCommand(), readyCommand(), holdsCommand(),

@@ -143,3 +143,22 @@ type PropertySetter interface {
 	// Properties returns what was set; sizes in bytes.
 	Properties(ctx context.Context, v VolumeID) (map[string]string, error)
 }
+
+// Resizer is a store whose volumes have a size of their own. In others each
+// volume can fill the store.
+type Resizer interface {
+	// Capacity tells how large v is. ErrNotFound if it is missing.
+	Capacity(ctx context.Context, v VolumeID) (Capacity, error)
+	// Resize makes v size bytes large, or a little more, also while it is
+	// mounted. Snapshots keep the size that v had. ErrUnsupported if v is
+	// larger already, ErrNotFound if it is missing. What a crash leaves is as
+	// before or as after; Resize to the same size goes on.
+	Resize(ctx context.Context, v VolumeID, size int64) error
+}
+
+// Capacity is the size of a volume and what can still be written to it as far
+// as that goes, in bytes: the store may have less.
+type Capacity struct {
+	Size int64 `json:"size"`
+	Free int64 `json:"free"`
+}

@@ -415,6 +415,7 @@ func TestUnknownCommandsAndOptions(t *testing.T) {
 		{[]string{"limit"}, []string{"log", "--limit", "many"}},
 		{[]string{"size"}, []string{"init", "--size", "plenty"}},
 		{[]string{"backend"}, []string{"init", "--backend", "floppy"}},
+		{[]string{"SIZE plenty"}, []string{"resize", "deb", "plenty"}},
 	} {
 		s.fails(2, c.words, c.args...)
 	}
