@@ -23,7 +23,7 @@ import (
 //	  'Z'    64 bits offset, 64 bits length: zeros are there
 //	  'E'    the SHA-256 of all bytes before the 'E'; nothing follows
 //
-// Numbers are big-endian, offsets and lengths are in bytes and multiples of 512.
+// Numbers are little-endian, offsets and lengths are in bytes and multiples of 512.
 // What no record names is as in the base, or zeros without one.
 const (
 	streamMagic  = "sidus-lvm-"
@@ -69,7 +69,7 @@ func newStreamWriter(w io.Writer, h streamHeader) (*streamWriter, error) {
 		return nil, err
 	}
 	s := &streamWriter{w: w, sum: sha256.New()}
-	head := append([]byte(streamFormat), binary.BigEndian.AppendUint32(nil, uint32(len(text)))...)
+	head := append([]byte(streamFormat), binary.LittleEndian.AppendUint32(nil, uint32(len(text)))...)
 	return s, s.write(append(head, text...))
 }
 
@@ -81,16 +81,16 @@ func (s *streamWriter) write(p []byte) error {
 
 // data writes at most maxData bytes.
 func (s *streamWriter) data(offset int64, p []byte) error {
-	head := binary.BigEndian.AppendUint64([]byte{'D'}, uint64(offset))
-	if err := s.write(binary.BigEndian.AppendUint32(head, uint32(len(p)))); err != nil {
+	head := binary.LittleEndian.AppendUint64([]byte{'D'}, uint64(offset))
+	if err := s.write(binary.LittleEndian.AppendUint32(head, uint32(len(p)))); err != nil {
 		return err
 	}
 	return s.write(p)
 }
 
 func (s *streamWriter) zeros(offset, length int64) error {
-	head := binary.BigEndian.AppendUint64([]byte{'Z'}, uint64(offset))
-	return s.write(binary.BigEndian.AppendUint64(head, uint64(length)))
+	head := binary.LittleEndian.AppendUint64([]byte{'Z'}, uint64(offset))
+	return s.write(binary.LittleEndian.AppendUint64(head, uint64(length)))
 }
 
 func (s *streamWriter) end() error {
@@ -123,7 +123,7 @@ func newStreamReader(r io.Reader) (*streamReader, error) {
 	if err := s.read(length[:]); err != nil {
 		return nil, err
 	}
-	n := binary.BigEndian.Uint32(length[:])
+	n := binary.LittleEndian.Uint32(length[:])
 	if n > maxHeader {
 		return nil, fmt.Errorf("the stream's header has %d bytes", n)
 	}
@@ -165,8 +165,8 @@ func (s *streamReader) next() (offset int64, data []byte, zeros int64, err error
 		if err := s.read(head[:]); err != nil {
 			return 0, nil, 0, err
 		}
-		length := int64(binary.BigEndian.Uint32(head[8:]))
-		if offset, err = s.place(binary.BigEndian.Uint64(head[:]), length); err != nil {
+		length := int64(binary.LittleEndian.Uint32(head[8:]))
+		if offset, err = s.place(binary.LittleEndian.Uint64(head[:]), length); err != nil {
 			return 0, nil, 0, err
 		}
 		if length > maxData {
@@ -182,11 +182,11 @@ func (s *streamReader) next() (offset int64, data []byte, zeros int64, err error
 		if err := s.read(head[:]); err != nil {
 			return 0, nil, 0, err
 		}
-		length := binary.BigEndian.Uint64(head[8:])
+		length := binary.LittleEndian.Uint64(head[8:])
 		if length > uint64(s.header.Size) {
 			return 0, nil, 0, errors.New("the stream is damaged: a record ends after the device")
 		}
-		offset, err = s.place(binary.BigEndian.Uint64(head[:]), int64(length))
+		offset, err = s.place(binary.LittleEndian.Uint64(head[:]), int64(length))
 		return offset, nil, int64(length), err
 	case 'E':
 		var want [sha256.Size]byte

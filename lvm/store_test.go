@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 
 // testGroup is a volume group that is made for the first test that needs it:
 // what an administrator has already.
-var testGroup = &group{}
+var testGroup = &group{metadata: "16m"}
 
 type group struct {
 	once   sync.Once
@@ -47,6 +47,8 @@ type group struct {
 	dir    string
 	device string
 	err    error
+	// metadata is the size of its metadata, as pvcreate takes it.
+	metadata string
 }
 
 // requireThin ends a test that cannot run here. In the lab it can: there it
@@ -81,7 +83,7 @@ func (g *group) get(t testing.TB) string {
 			return
 		}
 		g.device = strings.TrimSpace(string(out))
-		if g.err = command("pvcreate", "--yes", "--metadatasize", "16m", g.device); g.err == nil {
+		if g.err = command("pvcreate", "--yes", "--metadatasize", g.metadata, g.device); g.err == nil {
 			g.err = command("vgcreate", g.name, g.device)
 		}
 	})
@@ -122,13 +124,15 @@ func must(t testing.TB, name string, args ...string) string {
 
 // poolOptions are those of a store in a new thin pool of the test group, which
 // goes away with the test.
-func poolOptions(t testing.TB) Options { return poolOf(t, "2g") }
+func poolOptions(t testing.TB) Options { return poolOf(t, "2g", "32m") }
 
-func poolOf(t testing.TB, size string) Options {
+func poolOf(t testing.TB, size, metadata string) Options { return poolIn(t, testGroup, size, metadata) }
+
+func poolIn(t testing.TB, g *group, size, metadata string) Options {
 	requireThin(t)
-	vg := testGroup.get(t)
+	vg := g.get(t)
 	pool := "pool-" + strings.ToLower(rand.Text()[:8])
-	must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", size, "--poolmetadatasize", "32m", "--name", pool, vg)
+	must(t, "lvcreate", "--yes", "--type", "thin-pool", "--size", size, "--chunksize", "64k", "--poolmetadatasize", metadata, "--name", pool, vg)
 	t.Cleanup(func() {
 		if err := command("lvremove", "--yes", "--force", vg+"/"+pool); err != nil {
 			t.Error(err)
@@ -158,7 +162,7 @@ func sharedOptions(t testing.TB) Options {
 	n := slices.IndexFunc(slots, func(s *slot) bool { return !s.busy })
 	if n < 0 {
 		n = len(slots)
-		slots = append(slots, &slot{group: &group{}})
+		slots = append(slots, &slot{group: &group{metadata: "16m"}})
 	}
 	s := slots[n]
 	s.busy = true // for good, if this fails
