@@ -45,22 +45,3 @@ func TestClassifyMount(t *testing.T) {
 		}
 	}
 }
-
-func TestUndoKeepsTheFirstError(t *testing.T) {
-	o, err := Options{File: "x"}.normal()
-	if err != nil {
-		t.Skip("SKIPPED: ", err)
-	}
-	var order []int
-	first := errors.New("first")
-	work := func() (err error) {
-		undo := undoStack{log: o.Log}
-		defer func() { undo.unwind(&err) }()
-		undo.add(func() error { order = append(order, 1); return nil })
-		undo.add(func() error { order = append(order, 2); return errors.New("second") })
-		return first
-	}
-	if err := work(); err != first || len(order) != 2 || order[0] != 2 {
-		t.Errorf("got %v, in the order %v", err, order)
-	}
-}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // CreateLoop makes a sparse file of size bytes with an empty btrfs in it.
@@ -44,15 +45,15 @@ func CreateLoop(ctx context.Context, o Options) (err error) {
 	if err := removeBegun(o.File); err != nil {
 		return err
 	}
-	free, err := freeOn(folder)
+	free, err := backend.FreeOn(folder)
 	if err != nil {
 		return err
 	}
 	if free < o.DiskReserve+MinSize/2 {
-		return fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, human(free), human(o.DiskReserve))
+		return fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, backend.Human(free), backend.Human(o.DiskReserve))
 	}
-	undo := undoStack{log: o.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: o.Log}
+	defer func() { undo.Unwind(&err) }()
 
 	if err := o.step("create file"); err != nil {
 		return err
@@ -62,7 +63,7 @@ func CreateLoop(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer temp.Close()
-	undo.add(func() error {
+	undo.Add(func() error {
 		if err := os.Remove(temp.Name()); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -70,7 +71,7 @@ func CreateLoop(ctx context.Context, o Options) (err error) {
 	})
 	keepInPlace(temp)
 	if err := temp.Truncate(o.Size); err != nil {
-		return fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, human(o.Size), err)
+		return fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, backend.Human(o.Size), err)
 	}
 	if err := o.step("make file system"); err != nil {
 		return err
@@ -206,7 +207,7 @@ func (o Options) inspect() (superblock, error) {
 		return superblock{}, fmt.Errorf("%s: %w: %w: `btrfs rescue super-recover` may mend it; else restore the file from a backup", o.File, ErrDamaged, err)
 	}
 	if info.Size() < super.size {
-		return superblock{}, fmt.Errorf("%s: %w: it was cut to %s, its file system has %s: restore it from a backup", o.File, ErrDamaged, human(info.Size()), human(super.size))
+		return superblock{}, fmt.Errorf("%s: %w: it was cut to %s, its file system has %s: restore it from a backup", o.File, ErrDamaged, backend.Human(info.Size()), backend.Human(super.size))
 	}
 	return super, nil
 }

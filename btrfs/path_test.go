@@ -39,7 +39,7 @@ func TestFolder(t *testing.T) {
 		if err := storetest.Apply(storetest.ACL(".", "d:u:33:rwx"), storetest.Chmod(".", 0o2777), storetest.Chown(".", 7, 7))(folder); err != nil {
 			t.Fatal(err)
 		}
-		return backend(t, Options{Path: filepath.Join(folder, "sidus")})
+		return opened(t, Options{Path: filepath.Join(folder, "sidus")})
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 	"sidus/image/tool"
 )
 
@@ -50,8 +51,8 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 		return err
 	}
 	defer dir.Close()
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 
 	if err := s.opts.step("create subvolume"); err != nil {
 		return err
@@ -59,7 +60,7 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 	if err := subvolCreate(dir, filepath.Base(target.newPath())); err != nil {
 		return classify(target, "create", err)
 	}
-	undo.add(func() error { return s.discard(target) })
+	undo.Add(func() error { return s.discard(target) })
 	if err := s.receiveInto(ctx, target, r, base); err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 	if err := subvolSnapshot(root, dir, target.id, true); err != nil {
 		return classify(target, "name", err)
 	}
-	undo.add(func() error { return subvolDestroy(dir, target.id) })
+	undo.Add(func() error { return subvolDestroy(dir, target.id) })
 	// A partial snapshot beside the whole one would say that this was cut.
 	if err := s.opts.step("clean up"); err != nil {
 		return err

@@ -80,7 +80,7 @@ func TestBranchIsConstant(t *testing.T) {
 // taken, as if the power had gone then, and looks into the copy.
 func TestSnapshotIsDurable(t *testing.T) {
 	o := loopOptions(t)
-	s, ctx := backend(t, o).Store.(*Store), t.Context()
+	s, ctx := opened(t, o).Store.(*Store), t.Context()
 	v, id, w := store.NewVolumeID(), store.NewSnapshotID(), store.NewVolumeID()
 	if err := s.CreateVolume(ctx, v); err != nil {
 		t.Fatal(err)

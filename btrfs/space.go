@@ -11,11 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
-
-// innerReserve is what stays free in the file system, in bytes: snapshots,
-// removals and the catalog's copy need some space even then.
-func innerReserve(size int64) int64 { return min(256<<20, size/32) }
 
 // Usage implements store.Store. Available is what the file system has or what
 // the disk beneath the loop file has, whichever is less, without a reserve and
@@ -34,17 +31,17 @@ func (s *Store) usage() (u store.Usage, limit string, err error) {
 	block := st.Bsize
 	u.Size = int64(st.Blocks) * block
 	u.Used = u.Size - int64(st.Bfree)*block
-	reserve, pending := innerReserve(u.Size), s.pending()
+	reserve, pending := backend.InnerReserve(u.Size), s.pending()
 	u.Available = int64(st.Bavail)*block - reserve - pending
-	limit = fmt.Sprintf("the store is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or make the store larger", human(u.Used), human(u.Size), human(reserve))
+	limit = fmt.Sprintf("the store is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or make the store larger", backend.Human(u.Used), backend.Human(u.Size), backend.Human(reserve))
 	if s.opts.File != "" {
-		free, err := freeOn(filepath.Dir(s.opts.File))
+		free, err := backend.FreeOn(filepath.Dir(s.opts.File))
 		if err != nil {
 			return u, "", err
 		}
 		if under := free - s.opts.DiskReserve - pending; under < u.Available {
 			u.Available = under
-			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, human(free), human(s.opts.DiskReserve))
+			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, backend.Human(free), backend.Human(s.opts.DiskReserve))
 		}
 	}
 	u.Available = max(0, u.Available)
@@ -63,15 +60,6 @@ func (s *Store) refuseFull(_ context.Context, i item) error {
 	return nil
 }
 
-// freeOn tells how many bytes root may still write on the disk of a folder.
-func freeOn(folder string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(folder, &st); err != nil {
-		return 0, fmt.Errorf("%s: statfs: %w", folder, err)
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
-
 // pending tells how many bytes were written into the file system and take no
 // space in it yet, since the kernel holds them back. Zero if the kernel does
 // not tell (/sys/fs/btrfs is missing in some containers).
@@ -87,18 +75,4 @@ func (s *Store) pending() int64 {
 		}
 	}
 	return sum
-}
-
-// human writes a number of bytes for a message.
-func human(n int64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, prefix := float64(n)/unit, 0
-	for value >= unit && prefix < 4 {
-		value /= unit
-		prefix++
-	}
-	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
 }

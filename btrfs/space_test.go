@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // fill writes noise into a volume until ctx is done or writing fails.
@@ -54,7 +55,7 @@ func write(t *testing.T, path string, size int64) {
 func TestFullStore(t *testing.T) {
 	o := loopOptions(t)
 	o.Size = MinSize
-	b := backend(t, o)
+	b := opened(t, o)
 	s, ctx := b.Store.(*Store), t.Context()
 	v, id := store.NewVolumeID(), store.NewSnapshotID()
 	if err := errors.Join(s.CreateVolume(ctx, v), s.Snapshot(ctx, v, id)); err != nil {
@@ -122,7 +123,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("Init with the default reserve: got %v", err)
 	}
 	o.DiskReserve = 200 << 20
-	b := backend(t, o)
+	b := opened(t, o)
 	s, ctx := b.Store.(*Store), t.Context()
 	v, id := store.NewVolumeID(), store.NewSnapshotID()
 	if err := errors.Join(s.CreateVolume(ctx, v), s.Snapshot(ctx, v, id)); err != nil {
@@ -152,7 +153,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		write(t, filepath.Join(m.Path(), fmt.Sprint("more", n)), min(u.Available+1, 8<<20))
 	}
-	if free, err := freeOn(disk); err != nil || free < 50<<20 {
+	if free, err := backend.FreeOn(disk); err != nil || free < 50<<20 {
 		t.Errorf("the disk has %d bytes free, %v", free, err)
 	}
 	if err := m.Unmount(ctx); err != nil {
@@ -191,13 +192,5 @@ func TestFullDisk(t *testing.T) {
 	}
 	if err := s.CreateVolume(ctx, store.NewVolumeID()); err != nil {
 		t.Errorf("after there is space again: %v", err)
-	}
-}
-
-func TestHuman(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536 << 20: "1.5 GiB", 1 << 62: "4096.0 PiB"} {
-		if got := human(n); got != want {
-			t.Errorf("human(%d) = %q, want %q", n, got, want)
-		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 	"sidus/image/tool"
 )
 
@@ -51,8 +52,8 @@ func (s *Store) CreateVolume(ctx context.Context, v store.VolumeID) (err error) 
 		return err
 	}
 	defer dir.Close()
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 
 	temp := filepath.Base(i.newPath())
 	if err := s.opts.step("create subvolume"); err != nil {
@@ -61,7 +62,7 @@ func (s *Store) CreateVolume(ctx context.Context, v store.VolumeID) (err error) 
 	if err := subvolCreate(dir, temp); err != nil {
 		return classify(i, "create", err)
 	}
-	undo.add(func() error { return subvolDestroy(dir, temp) })
+	undo.Add(func() error { return subvolDestroy(dir, temp) })
 	if err := s.opts.step("set owner and mode"); err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func (s *Store) CreateVolume(ctx context.Context, v store.VolumeID) (err error) 
 	if err := rename(dir, temp, i.id); err != nil {
 		return classify(i, "name", err)
 	}
-	undo.add(func() error { return rename(dir, i.id, temp) })
+	undo.Add(func() error { return rename(dir, i.id, temp) })
 	if err := s.opts.step("commit"); err != nil {
 		return err
 	}
@@ -155,8 +156,8 @@ func (s *Store) snapshot(source, target item, readOnly bool) (err error) {
 		return err
 	}
 	defer dir.Close()
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 
 	if err := s.opts.step("snapshot"); err != nil {
 		return err
@@ -164,7 +165,7 @@ func (s *Store) snapshot(source, target item, readOnly bool) (err error) {
 	if err := subvolSnapshot(from, dir, target.id, readOnly); err != nil {
 		return classify(target, "make from "+source.String(), err)
 	}
-	undo.add(func() error { return subvolDestroy(dir, target.id) })
+	undo.Add(func() error { return subvolDestroy(dir, target.id) })
 	if err := s.opts.step("check"); err != nil {
 		return err
 	}

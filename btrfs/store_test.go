@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 
 // newBackend makes a store in a loop file.
 func newBackend(t testing.TB) *storetest.Backend {
-	return backend(t, loopOptions(t))
+	return opened(t, loopOptions(t))
 }
 
 // loopOptions are those of a new loop file that goes away with the test.
@@ -47,7 +47,7 @@ func detachAtEnd(t testing.TB, o Options) {
 	})
 }
 
-func backend(t testing.TB, o Options) *storetest.Backend {
+func opened(t testing.TB, o Options) *storetest.Backend {
 	var before func(string) error
 	o.Step = func(step string) error {
 		if before == nil {

@@ -6,40 +6,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 	"sidus/image/tool"
 )
 
-// within calls do and waits for it, but not longer than the time limit and not
-// longer than ctx. What hangs in the kernel cannot be killed: it is left
-// behind, and the caller goes on.
+// within is backend.Within with the time limit of a command.
 func (o Options) within(ctx context.Context, what string, do func(ctx context.Context) error) error {
-	limit := fmt.Errorf("%s: %w: nothing heard in %v: is a device suspended or gone? (dmsetup info; lvs): %w", what, ErrTimeout, o.Timeout, errUnavailable)
-	limited, cancel := context.WithTimeoutCause(ctx, o.Timeout, limit)
-	done := make(chan error, 1)
-	go func() {
-		defer cancel()
-		done <- do(limited)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-limited.Done():
-	}
-	// A program that can be killed has a moment to end.
-	grace := time.NewTimer(time.Second)
-	defer grace.Stop()
-	select {
-	case err := <-done:
-		if err != nil && limited.Err() != nil {
-			return context.Cause(limited)
-		}
-		return err
-	case <-grace.C:
-		return context.Cause(limited)
-	}
+	late := fmt.Errorf("%s: %w: nothing heard in %v: is a device suspended or gone? (dmsetup info; lvs): %w", what, ErrTimeout, o.Timeout, store.ErrUnavailable)
+	return backend.Within(ctx, o.Timeout, late, do)
 }
 
 // run runs a program.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 const (
@@ -40,12 +41,12 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return false, err
 	}
-	free, err := freeOn(folder)
+	free, err := backend.FreeOn(folder)
 	if err != nil {
 		return false, err
 	}
 	if free < o.DiskReserve+MinSize/4 {
-		return false, fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, human(free), human(o.DiskReserve))
+		return false, fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, backend.Human(free), backend.Human(o.DiskReserve))
 	}
 	if err := o.step("create file"); err != nil {
 		return false, err
@@ -55,16 +56,16 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 		return false, err
 	}
 	defer temp.Close()
-	undo := undoStack{log: o.Log}
-	defer func() { undo.unwind(&err) }()
-	undo.add(func() error {
+	undo := backend.Undo{Log: o.Log}
+	defer func() { undo.Unwind(&err) }()
+	undo.Add(func() error {
 		if err := os.Remove(temp.Name()); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		return nil
 	})
 	if err := temp.Truncate(o.Size); err != nil {
-		return false, fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, human(o.Size), err)
+		return false, fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, backend.Human(o.Size), err)
 	}
 	if err := o.step("attach loop device"); err != nil {
 		return false, err
@@ -77,8 +78,8 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 	_, _ = rand.Read(random[:])
 	p := &place{opts: o, device: device, pool: ownPool, group: groupPrefix + hex.EncodeToString(random[:])}
 	clean := context.WithoutCancel(ctx)
-	undo.add(func() error { return o.run(clean, "losetup", "--detach", device) })
-	undo.add(func() error {
+	undo.Add(func() error { return o.run(clean, "losetup", "--detach", device) })
+	undo.Add(func() error {
 		_, err := p.lvm(clean, "vgchange", "--activate", "n", p.group)
 		if err != nil && strings.Contains(err.Error(), "not found") {
 			return nil
@@ -116,7 +117,7 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 	if err := o.run(clean, "losetup", "--detach", device); err != nil {
 		o.Log.WithError(err).Warn("the loop device stays behind")
 	}
-	return true, syncDir(folder)
+	return true, backend.SyncDir(folder)
 }
 
 // removeFile takes back makeFile.
@@ -234,14 +235,4 @@ func (p *place) deactivateGroup(ctx context.Context) error {
 	}
 	_, err := p.lvm(ctx, "vgchange", "--activate", "n", p.group)
 	return classify(p.opts.place(), "", err)
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(folder string) error {
-	dir, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

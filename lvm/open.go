@@ -14,8 +14,6 @@ import (
 	"sidus/image/tool"
 )
 
-var errUnavailable = store.ErrUnavailable
-
 // place is where a store is, as LVM sees it.
 type place struct {
 	opts   Options

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // FileSystem is what a volume is formatted with.
@@ -130,7 +131,7 @@ func checkVolume(fs FileSystem, size int64) error {
 		return fmt.Errorf("file system %q: %w: it is %s or %s", fs, store.ErrBadName, Ext4, XFS)
 	}
 	if size < MinVolumeSize || size > maxVolumeSize {
-		return fmt.Errorf("a volume has %s at least and 1 PiB at most, not %s", human(MinVolumeSize), human(size))
+		return fmt.Errorf("a volume has %s at least and 1 PiB at most, not %s", backend.Human(MinVolumeSize), backend.Human(size))
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // spaceCheck is how often the space that is left is looked at while a stream is
@@ -55,8 +56,8 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 		return err
 	}
 	defer func() { err = errors.Join(err, held.Release()) }()
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 	clean := context.WithoutCancel(ctx)
 
 	if err := s.opts.step("create"); err != nil {
@@ -65,7 +66,7 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 	if err := s.createTarget(clean, target, stream.header, from); err != nil {
 		return err
 	}
-	undo.add(func() error { return s.remove(clean, target) })
+	undo.Add(func() error { return s.remove(clean, target) })
 	if err := s.opts.step("receive"); err != nil {
 		return err
 	}

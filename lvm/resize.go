@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 var _ store.Resizer = (*Store)(nil)
@@ -26,7 +27,7 @@ func (s *Store) Capacity(ctx context.Context, v store.VolumeID) (c store.Capacit
 	if c.Size, err = deviceSize(s.node(name)); err != nil {
 		return c, fmt.Errorf("volume %s: %w", v, err)
 	}
-	c.Free, err = freeOn(m.Path())
+	c.Free, err = backend.FreeOn(m.Path())
 	return c, err
 }
 
@@ -62,7 +63,7 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 		return err
 	}
 	if size < now {
-		return fmt.Errorf("volume %s: %w: it has %s and cannot shrink to %s", v, store.ErrUnsupported, human(now), human(size))
+		return fmt.Errorf("volume %s: %w: it has %s and cannot shrink to %s", v, store.ErrUnsupported, backend.Human(now), backend.Human(size))
 	}
 	m, err := s.MountVolume(ctx, v)
 	if err != nil {
@@ -90,7 +91,7 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 		err = s.opts.run(ctx, "resize2fs", s.node(name))
 	}
 	if err != nil {
-		return fmt.Errorf("volume %s: grow its %s to %s: %w", v, fs, human(size), err)
+		return fmt.Errorf("volume %s: grow its %s to %s: %w", v, fs, backend.Human(size), err)
 	}
 	return nil
 }

@@ -6,9 +6,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // What stays free when work is begun.
@@ -26,10 +25,6 @@ const (
 	groupMoment = 30 * time.Second
 )
 
-// innerReserve is what stays free in the thin pool, in bytes: snapshots and the
-// catalog's copy need some space even then.
-func innerReserve(size int64) int64 { return min(256<<20, size/32) }
-
 // Usage implements store.Store. It is the thin pool's: if others use it too,
 // theirs counts.
 func (s *Store) Usage(ctx context.Context) (store.Usage, error) {
@@ -45,17 +40,17 @@ func (s *Store) Usage(ctx context.Context) (store.Usage, error) {
 func (s *Store) usageOf(status poolStatus) (u store.Usage, limit string, err error) {
 	pool := s.group + "/" + s.pool
 	u.Size, u.Used = status.dataSize*s.chunk, status.dataUsed*s.chunk
-	reserve := innerReserve(u.Size)
+	reserve := backend.InnerReserve(u.Size)
 	u.Available = u.Size - u.Used - reserve
-	limit = fmt.Sprintf("the thin pool is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or extend it: lvextend -L +10G %s", human(u.Used), human(u.Size), human(reserve), pool)
+	limit = fmt.Sprintf("the thin pool is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or extend it: lvextend -L +10G %s", backend.Human(u.Used), backend.Human(u.Size), backend.Human(reserve), pool)
 	if s.opts.File != "" {
-		disk, err := freeOn(filepath.Dir(s.opts.File))
+		disk, err := backend.FreeOn(filepath.Dir(s.opts.File))
 		if err != nil {
 			return u, "", err
 		}
 		if under := disk - s.opts.DiskReserve; under < u.Available {
 			u.Available = under
-			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, human(disk), human(s.opts.DiskReserve))
+			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, backend.Human(disk), backend.Human(s.opts.DiskReserve))
 		}
 	}
 	if status.metadataUsed*100 >= status.metadataSize*maxMetadata {
@@ -139,7 +134,7 @@ func (s *Store) checkGroup(name lv, r row, limit int64) error {
 		return err
 	}
 	if free < limit {
-		return fmt.Errorf("%v: %w: the metadata of the volume group %s is full: %s of %s are free; destroy snapshots that are not needed (sidus gc), or move it to disks with more: pvcreate --metadatasize 64m DISK, vgextend, pvmove, vgreduce", name, store.ErrNoSpace, s.group, human(free), sizeOf(r))
+		return fmt.Errorf("%v: %w: the metadata of the volume group %s is full: %s of %s are free; destroy snapshots that are not needed (sidus gc), or move it to disks with more: pvcreate --metadatasize 64m DISK, vgextend, pvmove, vgreduce", name, store.ErrNoSpace, s.group, backend.Human(free), sizeOf(r))
 	}
 	if free >= limit+groupPlenty {
 		s.mu.Lock()
@@ -154,31 +149,8 @@ func sizeOf(r row) string {
 	if err != nil {
 		return "?"
 	}
-	return human(size)
+	return backend.Human(size)
 }
 
 // Wait implements store.Waiter. What is removed is free in the pool at once.
 func (s *Store) Wait(ctx context.Context) error { return ctx.Err() }
-
-// freeOn tells how many bytes root may still write on the disk of a folder.
-func freeOn(folder string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(folder, &st); err != nil {
-		return 0, fmt.Errorf("%s: statfs: %w", folder, err)
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// human writes a number of bytes for a message.
-func human(n int64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, prefix := float64(n)/unit, 0
-	for value >= unit && prefix < 4 {
-		value /= unit
-		prefix++
-	}
-	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
-}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // itemColumns are what is asked of a logical volume of the store.
@@ -77,8 +78,8 @@ func (s *Store) begin(ctx context.Context, name lv) error {
 // makeVolume makes a logical volume with an empty file system. Until all is
 // done it is tagged as half-made.
 func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSystem, size int64) (err error) {
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 	clean := context.WithoutCancel(ctx)
 
 	if err := s.opts.step("create"); err != nil {
@@ -90,7 +91,7 @@ func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSy
 	if err != nil {
 		return classify(name, name, err)
 	}
-	undo.add(func() error { return s.remove(clean, name) })
+	undo.Add(func() error { return s.remove(clean, name) })
 	// Whoever finds it half-made must not remove it meanwhile.
 	held, err := s.points.Hold(point, func(folder string) error {
 		err := s.format(ctx, name, fs)
@@ -193,12 +194,12 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := syncFileSystem(m.Path()); err != nil {
 		return fmt.Errorf("%v: %w", source, err)
 	}
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 	if err := s.makeSnapshot(ctx, "snapshot", source, target, "r"); err != nil {
 		return err
 	}
-	undo.add(func() error { return s.remove(context.WithoutCancel(ctx), target) })
+	undo.Add(func() error { return s.remove(context.WithoutCancel(ctx), target) })
 	if err := s.opts.step("check"); err != nil {
 		return err
 	}

@@ -252,7 +252,7 @@ func fileOptions(t testing.TB) Options {
 	return Options{File: filepath.Join(dir, "store.lvm"), RunDir: filepath.Join(dir, "run"), Size: 2 << 30, VolumeSize: 4 << 30}
 }
 
-func backend(t testing.TB, o Options) *storetest.Backend {
+func opened(t testing.TB, o Options) *storetest.Backend {
 	var before func(string) error
 	o.Log = countCommands(t)
 	o.Step = func(step string) error {
@@ -284,7 +284,7 @@ func backend(t testing.TB, o Options) *storetest.Backend {
 	}
 }
 
-func newBackend(t testing.TB) *storetest.Backend { return backend(t, sharedOptions(t)) }
+func newBackend(t testing.TB) *storetest.Backend { return opened(t, sharedOptions(t)) }
 
 func TestThinPool(t *testing.T) { storetest.Run(t, newBackend) }
 
@@ -294,5 +294,5 @@ func BenchmarkThinPool(b *testing.B) { storetest.Benchmark(b, newBackend) }
 
 // open makes a store for a test of this backend alone.
 func open(t testing.TB, o Options) *Store {
-	return backend(t, o).Store.(*Store)
+	return opened(t, o).Store.(*Store)
 }

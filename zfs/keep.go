@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"io"
-	"os"
 
 	"sidus/image/store"
 	"sidus/image/store/keptfiles"
@@ -53,14 +52,4 @@ func (s *Store) Kept(_ context.Context, name string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return keptfiles.Open(folder, name)
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(folder string) error {
-	dir, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

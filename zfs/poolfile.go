@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // poolPrefix begins the name of a pool in a file; eight random hexadecimal
@@ -34,12 +35,12 @@ func (o Options) makePool(ctx context.Context) (made bool, err error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return false, err
 	}
-	free, err := freeOn(folder)
+	free, err := backend.FreeOn(folder)
 	if err != nil {
 		return false, err
 	}
 	if free < o.DiskReserve+MinSize/4 {
-		return false, fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, human(free), human(o.DiskReserve))
+		return false, fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, backend.Human(free), backend.Human(o.DiskReserve))
 	}
 	if err := o.step("create file"); err != nil {
 		return false, err
@@ -49,11 +50,11 @@ func (o Options) makePool(ctx context.Context) (made bool, err error) {
 		return false, err
 	}
 	defer temp.Close()
-	undo := undoStack{log: o.Log}
-	defer func() { undo.unwind(&err) }()
-	undo.add(func() error { return os.Remove(temp.Name()) })
+	undo := backend.Undo{Log: o.Log}
+	defer func() { undo.Unwind(&err) }()
+	undo.Add(func() error { return os.Remove(temp.Name()) })
 	if err := temp.Truncate(o.Size); err != nil {
-		return false, fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, human(o.Size), err)
+		return false, fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, backend.Human(o.Size), err)
 	}
 	var random [4]byte
 	_, _ = rand.Read(random[:])
@@ -70,18 +71,18 @@ func (o Options) makePool(ctx context.Context) (made bool, err error) {
 	if err := o.run(ctx, "zpool", append(args, name, temp.Name())...); err != nil {
 		return false, classify(o.File, dataset(name), err)
 	}
-	undo.add(func() error { return o.run(context.WithoutCancel(ctx), "zpool", "destroy", "-f", name) })
+	undo.Add(func() error { return o.run(context.WithoutCancel(ctx), "zpool", "destroy", "-f", name) })
 	if err := o.step("name file"); err != nil {
 		return false, err
 	}
 	if err := o.run(ctx, "zpool", "export", name); err != nil {
 		return false, classify(o.File, dataset(name), err)
 	}
-	undo.steps = undo.steps[:1] // the pool is in the file and nowhere else
+	undo.Keep(1) // the pool is in the file and nowhere else
 	if err := unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE); err != nil {
 		return false, fmt.Errorf("%s: %w", o.File, err)
 	}
-	return true, syncDir(folder)
+	return true, backend.SyncDir(folder)
 }
 
 // removePool takes back makePool.

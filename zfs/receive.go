@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 	"sidus/image/tool"
 )
 
@@ -79,14 +80,14 @@ func (s *Store) receive(ctx context.Context, kind string, r io.Reader, snap, bas
 	if err := s.prepare(ctx, partial, left, h, keep); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	undo := undoStack{log: s.opts.Log}
+	undo := backend.Undo{Log: s.opts.Log}
 	defer func() {
 		if keep && err != nil && s.resumable(context.WithoutCancel(ctx), partial) {
 			return
 		}
-		undo.unwind(&err)
+		undo.Unwind(&err)
 	}()
-	undo.add(func() error {
+	undo.Add(func() error {
 		err := s.destroyPartial(context.WithoutCancel(ctx), partial)
 		if errors.Is(err, store.ErrNotFound) {
 			return nil // zfs has taken it back itself

@@ -7,15 +7,9 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
-
-// innerReserve is what work leaves free, in bytes: removals and the catalog's
-// copy need some space even then. ZFS keeps 1/32 of the pool for itself beside
-// it.
-func innerReserve(size int64) int64 { return min(256<<20, size/32) }
 
 // Usage implements store.Store. Size and Available follow the parent's quota,
 // if it has one. Writes show when their transaction is done, some seconds
@@ -38,18 +32,18 @@ func (s *Store) usage(ctx context.Context) (u store.Usage, limit string, err err
 		return u, "", fmt.Errorf("%s: %w its space", s.parent, errNoSuchProperty)
 	}
 	u.Size, u.Used = used+free, used
-	reserve := innerReserve(u.Size)
+	reserve := backend.InnerReserve(u.Size)
 	u.Available = free - reserve
 	pool, _, _ := strings.Cut(s.parent, "/")
-	limit = fmt.Sprintf("the store is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), raise the quota of %s, or add a disk (zpool add %s …)", human(u.Used), human(u.Size), human(reserve), s.parent, pool)
+	limit = fmt.Sprintf("the store is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), raise the quota of %s, or add a disk (zpool add %s …)", backend.Human(u.Used), backend.Human(u.Size), backend.Human(reserve), s.parent, pool)
 	if s.opts.File != "" {
-		disk, err := freeOn(filepath.Dir(s.opts.File))
+		disk, err := backend.FreeOn(filepath.Dir(s.opts.File))
 		if err != nil {
 			return u, "", err
 		}
 		if under := disk - s.opts.DiskReserve; under < u.Available {
 			u.Available = under
-			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, human(disk), human(s.opts.DiskReserve))
+			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, backend.Human(disk), backend.Human(s.opts.DiskReserve))
 		}
 	}
 	u.Available = max(0, u.Available)
@@ -79,27 +73,4 @@ func (s *Store) Wait(ctx context.Context) error {
 		return classify(s.opts.place(), dataset(pool), err)
 	}
 	return classify(s.opts.place(), dataset(pool), s.opts.run(ctx, "zpool", "wait", "-t", "free", pool))
-}
-
-// freeOn tells how many bytes root may still write on the disk of a folder.
-func freeOn(folder string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(folder, &st); err != nil {
-		return 0, fmt.Errorf("%s: statfs: %w", folder, err)
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// human writes a number of bytes for a message.
-func human(n int64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, prefix := float64(n)/unit, 0
-	for value >= unit && prefix < 4 {
-		value /= unit
-		prefix++
-	}
-	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
 }

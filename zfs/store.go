@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // fixed are properties that a file system gets when it is made and never after:
@@ -216,12 +217,12 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := s.flush(v); err != nil {
 		return err
 	}
-	undo := undoStack{log: s.opts.Log}
-	defer func() { undo.unwind(&err) }()
+	undo := backend.Undo{Log: s.opts.Log}
+	defer func() { undo.Unwind(&err) }()
 	if err := s.make(ctx, "snapshot", target, []string{"snapshot", "-o", propSnapshot + "=" + string(id), string(target)}); err != nil {
 		return err
 	}
-	undo.add(func() error { return s.opts.destroy(context.WithoutCancel(ctx), target) })
+	undo.Add(func() error { return s.opts.destroy(context.WithoutCancel(ctx), target) })
 	if err := s.opts.step("check"); err != nil {
 		return err
 	}

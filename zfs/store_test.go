@@ -123,7 +123,7 @@ func fileOptions(t testing.TB) Options {
 	return Options{File: filepath.Join(dir, "store.zfs"), RunDir: filepath.Join(dir, "run"), Size: MinSize}
 }
 
-func backend(t testing.TB, o Options) *storetest.Backend {
+func opened(t testing.TB, o Options) *storetest.Backend {
 	var before func(string) error
 	o.Step = func(step string) error {
 		if before == nil {
@@ -154,7 +154,7 @@ func backend(t testing.TB, o Options) *storetest.Backend {
 	}
 }
 
-func newBackend(t testing.TB) *storetest.Backend { return backend(t, datasetOptions(t)) }
+func newBackend(t testing.TB) *storetest.Backend { return opened(t, datasetOptions(t)) }
 
 func TestDataset(t *testing.T) { storetest.RunParallel(t, newBackend) }
 
@@ -165,5 +165,5 @@ func BenchmarkDataset(b *testing.B) { storetest.Benchmark(b, newBackend) }
 
 // open makes a store for a test of this backend alone.
 func open(t testing.TB, o Options) *Store {
-	return backend(t, o).Store.(*Store)
+	return opened(t, o).Store.(*Store)
 }
