@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // openItem opens the root directory of an item's subvolume. ErrNotFound if
@@ -38,12 +39,7 @@ func (s *Store) lockItem(i item, path string, how int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(dir.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
+	err = backend.Flock(dir, how)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = fmt.Errorf("%v: %w: it is mounted", i, store.ErrInUse)
 	} else if err == nil {
@@ -151,13 +147,4 @@ func (s *Store) mountsIn(i item) ([]string, error) {
 		place = filepath.Join(on.root, root, i.path())
 	}
 	return mountsInside(mounts, on.device, place), nil
-}
-
-// lockFolder takes the flock of an open folder, which ends when it is closed.
-func lockFolder(dir *os.File) error {
-	for {
-		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }

@@ -24,100 +24,25 @@ func CreateLoop(ctx context.Context, o Options) (err error) {
 	if o, err = o.normal(); err != nil {
 		return err
 	}
-	if o.Size < MinSize {
-		return fmt.Errorf("%s: %d bytes are too few for a store: it takes at least %d", o.File, o.Size, MinSize)
-	}
-	folder := filepath.Dir(o.File)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return err
-	}
-	dir, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := lockFolder(dir); err != nil { // one at a time
-		return err
-	}
-	if _, err := os.Lstat(o.File); err == nil {
-		return fmt.Errorf("%s: %w", o.File, store.ErrExists)
-	}
-	if err := removeBegun(o.File); err != nil {
-		return err
-	}
-	free, err := backend.FreeOn(folder)
-	if err != nil {
-		return err
-	}
-	if free < o.DiskReserve+MinSize/2 {
-		return fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, backend.Human(free), backend.Human(o.DiskReserve))
-	}
 	undo := backend.Undo{Log: o.Log}
 	defer func() { undo.Unwind(&err) }()
-
-	if err := o.step("create file"); err != nil {
-		return err
-	}
-	temp, err := os.CreateTemp(folder, newPrefix+filepath.Base(o.File)+"-")
+	// A mkfs.btrfs of a process that was killed may still run, and writes into a
+	// file without a name.
+	file, err := backend.BeginFile(backend.FileOptions{Path: o.File, Size: o.Size, MinSize: MinSize, DiskReserve: o.DiskReserve, Step: o.step}, &undo)
 	if err != nil {
 		return err
 	}
-	defer temp.Close()
-	undo.Add(func() error {
-		if err := os.Remove(temp.Name()); !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		return nil
-	})
-	keepInPlace(temp)
-	if err := temp.Truncate(o.Size); err != nil {
-		return fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, backend.Human(o.Size), err)
-	}
+	defer file.Close()
 	if err := o.step("make file system"); err != nil {
 		return err
 	}
-	if err := o.makeFileSystem(ctx, temp.Name()); err != nil {
+	if err := o.makeFileSystem(ctx, file.Path()); err != nil {
 		return fmt.Errorf("%s: %w", o.File, err)
-	}
-	if err := temp.Sync(); err != nil {
-		return err
 	}
 	if err := o.step("name file"); err != nil {
 		return err
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE); err != nil {
-		return classify(o.File, "name the new file", err)
-	}
-	return dir.Sync()
-}
-
-// removeBegun removes what a CreateLoop that was cut has left. The folder is
-// locked. (A mkfs.btrfs that still runs writes into a file without a name.)
-func removeBegun(file string) error {
-	entries, err := os.ReadDir(filepath.Dir(file))
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		if strings.HasPrefix(entry.Name(), newPrefix+filepath.Base(file)+"-") {
-			if err := os.Remove(filepath.Join(filepath.Dir(file), entry.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// noCopyOnWrite is FS_NOCOW_FL of linux/fs.h: chattr +C.
-const noCopyOnWrite = 0x00800000
-
-// keepInPlace turns copy-on-write off for a file on a btrfs: in a loop file it
-// would scatter every block. Elsewhere it does nothing.
-func keepInPlace(file *os.File) {
-	var st unix.Statfs_t
-	if unix.Fstatfs(int(file.Fd()), &st) == nil && int64(st.Type) == superMagic {
-		_ = unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, noCopyOnWrite)
-	}
+	return file.Name()
 }
 
 // attach mounts the loop file, unless it is mounted already, and returns where.

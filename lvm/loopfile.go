@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,43 +33,19 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 	if _, err := os.Lstat(o.File); err == nil {
 		return false, nil
 	}
-	if o.Size < MinSize {
-		return false, fmt.Errorf("%s: %d bytes are too few for a store: it takes at least %d", o.File, o.Size, MinSize)
-	}
-	folder := filepath.Dir(o.File)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return false, err
-	}
-	free, err := backend.FreeOn(folder)
-	if err != nil {
-		return false, err
-	}
-	if free < o.DiskReserve+MinSize/4 {
-		return false, fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, backend.Human(free), backend.Human(o.DiskReserve))
-	}
-	if err := o.step("create file"); err != nil {
-		return false, err
-	}
-	temp, err := os.CreateTemp(folder, ".new-"+filepath.Base(o.File)+"-")
-	if err != nil {
-		return false, err
-	}
-	defer temp.Close()
 	undo := backend.Undo{Log: o.Log}
 	defer func() { undo.Unwind(&err) }()
-	undo.Add(func() error {
-		if err := os.Remove(temp.Name()); !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		return nil
-	})
-	if err := temp.Truncate(o.Size); err != nil {
-		return false, fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, backend.Human(o.Size), err)
+	file, err := backend.BeginFile(backend.FileOptions{Path: o.File, Size: o.Size, MinSize: MinSize, DiskReserve: o.DiskReserve, Step: o.step}, &undo)
+	if errors.Is(err, store.ErrExists) { // another process was faster
+		return false, nil
+	} else if err != nil {
+		return false, err
 	}
+	defer file.Close()
 	if err := o.step("attach loop device"); err != nil {
 		return false, err
 	}
-	device, err := o.attachLoop(ctx, temp.Name())
+	device, err := o.attachLoop(ctx, file.Path())
 	if err != nil {
 		return false, err
 	}
@@ -110,14 +85,14 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 	if err := o.step("name file"); err != nil {
 		return false, err
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE); err != nil {
-		return false, fmt.Errorf("%s: %w", o.File, err)
+	if err := file.Name(); err != nil {
+		return false, err
 	}
 	// The pool is active, and holds the device: it goes away with it.
 	if err := o.run(clean, "losetup", "--detach", device); err != nil {
 		o.Log.WithError(err).Warn("the loop device stays behind")
 	}
-	return true, backend.SyncDir(folder)
+	return true, nil
 }
 
 // removeFile takes back makeFile.
@@ -178,12 +153,8 @@ func (o Options) attach(ctx context.Context) (*place, error) {
 	}
 	defer file.Close()
 	// Of several processes one attaches it.
-	for {
-		if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err == nil {
-			break
-		} else if !errors.Is(err, unix.EINTR) {
-			return nil, &os.PathError{Op: "flock", Path: o.File, Err: err}
-		}
+	if err := backend.Flock(file, unix.LOCK_EX); err != nil {
+		return nil, &os.PathError{Op: "flock", Path: o.File, Err: err}
 	}
 	device, err := o.loopOf(ctx, o.File)
 	if err != nil {

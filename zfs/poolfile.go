@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,34 +27,15 @@ func (o Options) makePool(ctx context.Context) (made bool, err error) {
 	if _, err := os.Lstat(o.File); err == nil {
 		return false, nil
 	}
-	if o.Size < MinSize {
-		return false, fmt.Errorf("%s: %d bytes are too few for a store: it takes at least %d", o.File, o.Size, MinSize)
-	}
-	folder := filepath.Dir(o.File)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return false, err
-	}
-	free, err := backend.FreeOn(folder)
-	if err != nil {
-		return false, err
-	}
-	if free < o.DiskReserve+MinSize/4 {
-		return false, fmt.Errorf("%s: %w: the disk has %s free and %s of it stay free; give a place on a larger disk", o.File, store.ErrNoSpace, backend.Human(free), backend.Human(o.DiskReserve))
-	}
-	if err := o.step("create file"); err != nil {
-		return false, err
-	}
-	temp, err := os.CreateTemp(folder, ".new-"+filepath.Base(o.File)+"-")
-	if err != nil {
-		return false, err
-	}
-	defer temp.Close()
 	undo := backend.Undo{Log: o.Log}
 	defer func() { undo.Unwind(&err) }()
-	undo.Add(func() error { return os.Remove(temp.Name()) })
-	if err := temp.Truncate(o.Size); err != nil {
-		return false, fmt.Errorf("%s: the disk beneath does not take a sparse file of %s: %w", o.File, backend.Human(o.Size), err)
+	file, err := backend.BeginFile(backend.FileOptions{Path: o.File, Size: o.Size, MinSize: MinSize, DiskReserve: o.DiskReserve, Step: o.step}, &undo)
+	if errors.Is(err, store.ErrExists) { // another process was faster
+		return false, nil
+	} else if err != nil {
+		return false, err
 	}
+	defer file.Close()
 	var random [4]byte
 	_, _ = rand.Read(random[:])
 	name := poolPrefix + hex.EncodeToString(random[:])
@@ -68,7 +48,7 @@ func (o Options) makePool(ctx context.Context) (made bool, err error) {
 	for _, p := range required {
 		args = append(args, "-O", p)
 	}
-	if err := o.run(ctx, "zpool", append(args, name, temp.Name())...); err != nil {
+	if err := o.run(ctx, "zpool", append(args, name, file.Path())...); err != nil {
 		return false, classify(o.File, dataset(name), err)
 	}
 	undo.Add(func() error { return o.run(context.WithoutCancel(ctx), "zpool", "destroy", "-f", name) })
@@ -79,10 +59,7 @@ func (o Options) makePool(ctx context.Context) (made bool, err error) {
 		return false, classify(o.File, dataset(name), err)
 	}
 	undo.Keep(1) // the pool is in the file and nowhere else
-	if err := unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE); err != nil {
-		return false, fmt.Errorf("%s: %w", o.File, err)
-	}
-	return true, backend.SyncDir(folder)
+	return true, file.Name()
 }
 
 // removePool takes back makePool.

@@ -2,7 +2,6 @@ package backend
 
 import (
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,14 +31,4 @@ func Human(n int64) string {
 		prefix++
 	}
 	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
-}
-
-// SyncDir makes the names in a folder durable.
-func SyncDir(folder string) error {
-	dir, err := os.Open(folder)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

@@ -17,6 +17,9 @@ func Within(ctx context.Context, limit time.Duration, late error, do func(ctx co
 	}()
 	select {
 	case err := <-done:
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return err
 	case <-limited.Done():
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // newPrefix begins the name of a file that is about to take another's place.
@@ -45,7 +46,7 @@ func Write(folder, name string, r io.Reader) error {
 		return err
 	}
 	defer dir.Close() // ends the lock, too
-	if err := lock(dir); err != nil {
+	if err := backend.Flock(dir, unix.LOCK_EX); err != nil {
 		return err
 	}
 	// The file has no name until it is complete.
@@ -74,14 +75,6 @@ func Write(folder, name string, r io.Reader) error {
 		return errors.Join(err, os.Remove(temp))
 	}
 	return dir.Sync()
-}
-
-func lock(dir *os.File) error {
-	for {
-		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
 
 func classify(name string, err error) error {
