@@ -103,10 +103,15 @@ install: build ## install sidus, its systemd unit and its recipes below PREFIX (
 	install -D -m 755 bin/sidus $(DESTDIR)$(PREFIX)/sbin/sidus
 	install -d $(DESTDIR)$(PREFIX)/share/sidus/recipes $(DESTDIR)$(PREFIX)/lib/systemd/system
 	cp -r recipes/. $(DESTDIR)$(PREFIX)/share/sidus/recipes/
-	sed 's|@PREFIX@|$(PREFIX)|' cmd/sidus/sidus.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus.service
+	for unit in sidus sidus-replicate sidus-receive; do \
+		sed 's|@PREFIX@|$(PREFIX)|g' cmd/sidus/$$unit.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service; \
+	done
+	sed 's|@PREFIX@|$(PREFIX)|g' cmd/sidus/keepalived.conf > $(DESTDIR)$(PREFIX)/share/sidus/keepalived.conf
+	sed 's|@PREFIX@|$(PREFIX)|g' cmd/sidus/keepalived-notify > $(DESTDIR)$(PREFIX)/share/sidus/keepalived-notify
+	chmod 755 $(DESTDIR)$(PREFIX)/share/sidus/keepalived-notify
 
 uninstall: ## remove what install put there; the state folder stays
-	rm -rf $(DESTDIR)$(PREFIX)/sbin/sidus $(DESTDIR)$(PREFIX)/share/sidus $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus.service
+	rm -rf $(DESTDIR)$(PREFIX)/sbin/sidus $(DESTDIR)$(PREFIX)/share/sidus $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus.service $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus-replicate.service $(DESTDIR)$(PREFIX)/lib/systemd/system/sidus-receive.service
 
 clean: ## remove what was built
 	rm -rf bin $(AGENT)

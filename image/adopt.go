@@ -184,15 +184,8 @@ func (a *adoption) planHeads(theirs, ours Inventory, held map[store.SnapshotID]S
 			a.removes = append(a.removes, old.Head)
 		}
 	}
-	gone := map[string]bool{} // trees that the primary has deleted
-	for _, s := range theirs.Snapshots {
-		gone[s.TreeID] = true
-	}
-	for _, t := range theirs.Trees {
-		delete(gone, t.ID)
-	}
 	for _, t := range ours.Trees {
-		if gone[t.ID] {
+		if slices.Contains(theirs.Gone, t.ID) {
 			a.removes = append(a.removes, t.Head)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 type Inventory struct {
 	Site      Site                        `json:"site"`
 	Trees     []Tree                      `json:"trees"`     // those that are there
+	Gone      []string                    `json:"gone"`      // IDs of trees whose deletion is on record
 	Snapshots []Snapshot                  `json:"snapshots"` // Deleted is set for those whose deletion is on record
 	Channels  map[string]store.SnapshotID `json:"channels"`
 }
@@ -28,6 +29,9 @@ func InventoryOf(ctx context.Context, c *catalog.Catalog) (i Inventory, err erro
 			return err
 		}
 		if i.Trees, err = queryTrees(tx); err != nil {
+			return err
+		}
+		if err := eachRow(tx, func(id, _ string) { i.Gone = append(i.Gone, id) }, `SELECT id, '' FROM tree WHERE deleted IS NOT NULL`); err != nil {
 			return err
 		}
 		return eachRow(tx, func(name, id string) { i.Channels[name] = store.SnapshotID(id) }, `SELECT name, snapshot FROM channel`)

@@ -102,7 +102,9 @@ func (r *readiness) check(ctx context.Context, c *cli.Context, s *site) {
 		r.wrong("%v", err)
 		return
 	}
-	r.Channels = len(channels)
+	if r.Channels = len(channels); r.Channels == 0 {
+		r.wrong("there is no channel yet, so that no machine could boot")
+	}
 	for _, channel := range channels {
 		if err := servable(ctx, s, channel); err != nil {
 			r.wrong("channel %s: %v", channel.Name, err)

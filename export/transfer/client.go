@@ -39,11 +39,13 @@ func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64)
 }
 
 func (cl *client) hello() error {
-	if err := cl.c.greet(); err != nil {
-		return err
-	}
+	// If nobody listens, what stands there instead says why.
+	greetErr := cl.c.greet()
 	if err := cl.c.meet(); err != nil {
 		return err
+	}
+	if greetErr != nil {
+		return greetErr
 	}
 	if err := cl.c.send(msgHello, cl.mine); err != nil {
 		// He may have said why he does not listen.

@@ -346,7 +346,10 @@ func diverged(ours, theirs image.Inventory) (d drop, kept image.Inventory) {
 	for _, t := range ours.Trees {
 		trees[t.ID] = true
 	}
-	kept = image.Inventory{Site: theirs.Site, Channels: map[string]store.SnapshotID{}}
+	for _, id := range ours.Gone {
+		trees[id] = true
+	}
+	kept = image.Inventory{Site: theirs.Site, Gone: theirs.Gone, Channels: map[string]store.SnapshotID{}}
 	for _, t := range theirs.Trees {
 		if trees[t.ID] {
 			kept.Trees = append(kept.Trees, t)
@@ -373,6 +376,11 @@ func diverged(ours, theirs image.Inventory) (d drop, kept image.Inventory) {
 func siteOf(i image.Inventory) (site replicate.Site) {
 	for _, t := range i.Trees {
 		site.Trees = append(site.Trees, replicate.Tree{ID: t.ID, Name: t.Name})
+	}
+	// A tree that was deleted is known, and its name is free: no name is as
+	// long as an ID with a blank.
+	for _, id := range i.Gone {
+		site.Trees = append(site.Trees, replicate.Tree{ID: id, Name: "deleted " + id})
 	}
 	for _, s := range i.Snapshots {
 		site.Snapshots = append(site.Snapshots, replicate.Snapshot{ID: s.ID, Parent: s.Parent, Tree: s.TreeID, Number: s.Number, Deleted: !s.Deleted.IsZero()})
