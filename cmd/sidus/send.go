@@ -107,7 +107,7 @@ func transferProblem(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, transfer.ErrCut):
-		return fmt.Errorf("%w; what has arrived is kept: given again, the command goes on there", err)
+		return fmt.Errorf("%w\nwhat has arrived is kept: given again, the command goes on there", err)
 	}
 	return err
 }

@@ -99,12 +99,23 @@ func (p *process) explain(err error) error {
 		return nil
 	}
 	// What it says last may still be on its way.
-	time.Sleep(100 * time.Millisecond)
-	if text := p.stderr.String(); text != "" {
-		return fmt.Errorf("%w: %s says: %s", err, p.cmd.Args[0], text)
+	for wait := 20 * time.Millisecond; wait < time.Second; wait *= 2 {
+		time.Sleep(wait)
+		if text := p.stderr.String(); text != "" {
+			return &said{fmt.Sprintf("%s says: %s", p.cmd.Args[0], text), err}
+		}
 	}
 	return err
 }
+
+// said is an error in the words of a program.
+type said struct {
+	text string
+	err  error
+}
+
+func (s *said) Error() string { return s.text }
+func (s *said) Unwrap() error { return s.err }
 
 // endGrace is how long a program may take to end when its input has ended.
 const endGrace = 5 * time.Second

@@ -95,7 +95,10 @@ func (c *wire) meet() error {
 			if text := strings.TrimSpace(noise.String()); text != "" {
 				return fmt.Errorf("%w; it said: %.300q", ErrProtocol, text)
 			}
-			return fmt.Errorf("%w before it said anything", ErrCut)
+			if err == io.EOF { // not what wraps it and says more
+				return fmt.Errorf("%w before it said anything", ErrCut)
+			}
+			return fmt.Errorf("%w: %w", ErrCut, err)
 		}
 	}
 	return fmt.Errorf("%w; it said: %.300q, …", ErrProtocol, strings.TrimSpace(noise.String()))
@@ -133,7 +136,7 @@ func (c *wire) next() (kind byte, content []byte, err error) {
 }
 
 func cutError(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err == io.EOF || err == io.ErrUnexpectedEOF { // not what wraps it and says more
 		return ErrCut
 	}
 	return fmt.Errorf("%w: %w", ErrCut, err)

@@ -58,6 +58,14 @@ var cutCases = []cutCase{
 	}},
 	{name: "exec", args: []string{"exec", "w", "--", "/bin/sh", "-c", "echo changed > /etc/marker"}, prepare: func(s *site) { s.freshBranch("third") },
 		between: func(state string) bool { return lineOf(state, "w") == "w:  []" }}, // the shell has opened the file
+	{name: "gc", args: []string{"gc", "--tree", "w", "--keep", "1", "--yes"}, prepare: func(s *site) {
+		s.freshBranch("third")
+		for range 3 {
+			s.ok("snapshot", "w")
+		}
+	}},
+	{name: "takeover", args: []string{"takeover", "--yes"}, prepare: func(s *site) { s.ok("demote", "--yes") }},
+	{name: "demote", args: []string{"demote", "--yes"}, prepare: func(s *site) { s.ok("takeover", "--yes") }},
 	{name: "node add", args: []string{"node", "add", "52:54:00:00:00:01", "--name", "n1"}, prepare: func(s *site) { s.run("node", "delete", "n1", "--yes") }, again: []int{4}},
 }
 
@@ -134,6 +142,10 @@ func (s *site) state() string {
 	var nodes []struct{ Name string }
 	s.json(&nodes, "node", "list")
 	fmt.Fprintf(&b, "nodes: %v\n", nodes)
+	var ready struct{ Role string }
+	args := []string{"ready", "--json"}
+	decode(s.t, args, s.run(args...).stdout, &ready) // it may fail, and says the role
+	fmt.Fprintf(&b, "role: %s\n", ready.Role)
 	for kind, want := range held {
 		if entries, err := os.ReadDir(filepath.Join(s.root(), kind)); err != nil || len(entries) != want {
 			s.t.Errorf("the store holds %d %s instead of %d (%v)", len(entries), kind, want, err)

@@ -22,6 +22,9 @@ type site struct {
 	t   testing.TB
 	dir string // the state folder
 	env []string
+	// stdin is the file that `receive` and commands that are traced read; "":
+	// /dev/null.
+	stdin string
 	// mark is in the environment of all that the site starts, so that what is
 	// left running can be found.
 	mark string
@@ -187,6 +190,12 @@ type result struct {
 func (s *site) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(append(os.Environ(), "SIDUS_STATE="+s.dir, s.mark), s.env...)
+	if s.stdin != "" && len(args) > 0 && args[0] == "receive" {
+		file, err := os.Open(s.stdin)
+		must(s.t, err)
+		s.t.Cleanup(func() { _ = file.Close() })
+		cmd.Stdin = file
+	}
 	return cmd
 }
 

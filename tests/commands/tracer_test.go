@@ -63,9 +63,10 @@ func (t *tracer) counts(call uint64, args [6]uint64) bool {
 	return steps[call] != ""
 }
 
-// run runs the command to its end, or until it is killed. Programs that it
+// run runs the command to its end, or until it is killed, with its standard
+// input from a file. Programs that it
 // starts are not traced.
-func (t *tracer) run(dir string, env, args []string) (r result, err error) {
+func (t *tracer) run(dir, stdin string, env, args []string) (r result, err error) {
 	runtime.LockOSThread() // a tracer is a thread
 	defer runtime.UnlockOSThread()
 	var files [2]*os.File
@@ -75,13 +76,13 @@ func (t *tracer) run(dir string, env, args []string) (r result, err error) {
 		}
 		defer files[i].Close()
 	}
-	null, err := os.Open(os.DevNull)
+	input, err := os.Open(stdin)
 	if err != nil {
 		return r, err
 	}
-	defer null.Close()
+	defer input.Close()
 	process, err := os.StartProcess(program, append([]string{program}, args...), &os.ProcAttr{
-		Env: env, Files: []*os.File{null, files[0], files[1]}, Sys: &syscall.SysProcAttr{Ptrace: true},
+		Env: env, Files: []*os.File{input, files[0], files[1]}, Sys: &syscall.SysProcAttr{Ptrace: true},
 	})
 	if err != nil {
 		return r, err
@@ -184,7 +185,11 @@ func (t *tracer) isStep(tid int) bool {
 func (s *site) cut(n int, each bool, args ...string) (tracer, result) {
 	s.t.Helper()
 	t := tracer{at: n, each: each}
-	r, err := t.run(s.t.TempDir(), s.command().Env, args)
+	stdin := s.stdin
+	if stdin == "" {
+		stdin = os.DevNull
+	}
+	r, err := t.run(s.t.TempDir(), stdin, s.command().Env, args)
 	if err != nil {
 		s.t.Fatalf("trace sidus %s: %v", strings.Join(args, " "), err)
 	}
