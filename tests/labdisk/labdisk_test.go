@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestSuites runs the suites of the backends that need what the host may lack.
@@ -24,7 +25,7 @@ func TestSuites(t *testing.T) {
 	}
 	suites := []Suite{
 		{Package: "sidus/image/store/mountpoint"},
-		{Package: "sidus/zfs", Args: args},
+		{Package: "sidus/zfs", Args: args, Timeout: time.Hour},
 		{Package: "sidus/tests/adopt", Programs: []string{"sidus/cmd/sidus"}},
 		// With udev, as on a server, and without, as in a container. Most of it
 		// without: emulated, udev takes some seconds for each device.
