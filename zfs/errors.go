@@ -103,6 +103,8 @@ func classify(what any, about dataset, err error) error {
 		return fmt.Errorf("%v: %w: the pool %s is not imported (zpool import shows what there is, zpool import %s imports it): %w", what, store.ErrUnavailable, pool, pool, err)
 	case class == ErrNoKernelSupport:
 		return fmt.Errorf("%v: %w: load it (modprobe zfs) or install it (on Debian: zfs-dkms, zfsutils-linux), or choose another backend: %w", what, class, err)
+	case strings.Contains(text, "currently suspended"):
+		return fmt.Errorf("%v: %w: the pool's disks do not answer (zpool status -x says which; when they are back: zpool clear POOL): %w", what, class, err)
 	case strings.Contains(text, "parent does not exist"):
 		return fmt.Errorf("%v: %w: the store's dataset is gone (destroyed, or renamed by hand: zfs list): %w", what, class, err)
 	}
