@@ -126,15 +126,7 @@ func (s *Store) checkPool(ctx context.Context, mark bool) (uuid string, err erro
 	what := s.group + "/" + s.pool
 	rows, err := s.report(ctx, "lvs", poolColumns, what)
 	if err != nil {
-		err = classify(s.opts.place(), lv(s.pool), err)
-		switch {
-		case errors.Is(err, tool.ErrNotInstalled), errors.Is(err, ErrNoKernelSupport):
-		case errors.Is(err, store.ErrNotFound):
-			return "", fmt.Errorf("%w (is there a thin pool in the volume group? lvs %s shows it; lvcreate --type thin-pool -L SIZE -n %s %s makes one)", err, s.group, s.pool, s.group)
-		case strings.Contains(err.Error(), "not found"):
-			return "", fmt.Errorf("%w: %w (vgs shows the volume groups that are there)", store.ErrNotFound, err)
-		}
-		return "", err
+		return "", s.explainPool(err)
 	}
 	if len(rows) == 0 {
 		return "", fmt.Errorf("%s: %w", what, store.ErrNotFound)
@@ -171,6 +163,19 @@ func (s *Store) checkPool(ctx context.Context, mark bool) (uuid string, err erro
 	}
 	_, err = s.lvm(ctx, "lvchange", "--addtag", tagStore+layoutVersion, what)
 	return pool["lv_uuid"], classify(s.opts.place(), lv(s.pool), err)
+}
+
+// explainPool is classify for a pool that LVM does not show, with a way out.
+func (s *Store) explainPool(err error) error {
+	err = classify(s.opts.place(), lv(s.pool), err)
+	switch {
+	case errors.Is(err, tool.ErrNotInstalled), errors.Is(err, ErrNoKernelSupport):
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("%w (is there a thin pool in the volume group? lvs %s shows it; lvcreate --type thin-pool -L SIZE -n %s %s makes one)", err, s.group, s.pool, s.group)
+	case strings.Contains(tool.StderrOf(err), "not found"):
+		return fmt.Errorf("%w: %w (vgs shows the volume groups that are there)", store.ErrNotFound, err)
+	}
+	return err
 }
 
 // activatePool makes sure that the pool is active, and learns its chunk size.

@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -107,6 +108,30 @@ func TestClassify(t *testing.T) {
 			if errors.Is(err, class) != (class == want) {
 				t.Errorf("%q: got %v, want %v", text, err, want)
 			}
+		}
+	}
+}
+
+func TestExplainPool(t *testing.T) {
+	s := &Store{place: place{group: "vg", pool: "pool", opts: Options{ThinPool: "vg/pool"}}}
+	said := func(text string) error {
+		return &tool.Error{Args: []string{"lvm", "lvs"}, Stderr: text, Err: errors.New("exit status 5")}
+	}
+	for _, c := range []struct {
+		err, want error
+		word      string
+	}{
+		{fmt.Errorf("lvm: %w (on Debian: apt install lvm2)", tool.ErrNotInstalled), tool.ErrNotInstalled, "apt install lvm2"},
+		{said("/dev/mapper/control: open failed: No such file or directory\n  Failure to communicate with kernel device-mapper driver."), ErrNoKernelSupport, "modprobe"},
+		{said(`Failed to find logical volume "vg/pool"`), store.ErrNotFound, "lvcreate --type thin-pool"},
+		{said(`Volume group "vg" not found`), store.ErrNotFound, "vgs"},
+	} {
+		err := s.explainPool(c.err)
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%v: %v", c.err, err)
+		}
+		if c.want != store.ErrNotFound && errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%v: it is not that a store is missing: %v", c.err, err)
 		}
 	}
 }
