@@ -98,6 +98,7 @@ func TestFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	grows(t, s)
 	if err := s.Keep(ctx, "catalog", strings.NewReader("kept")); err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +137,29 @@ func TestFile(t *testing.T) {
 	}
 	if loops := must(t, "losetup", "--list", "--noheadings", "--output", "BACK-FILE"); strings.Contains(loops, garbage.File) {
 		t.Errorf("a file that is no store keeps its loop device: %s", loops)
+	}
+}
+
+// grows fills most of a volume: it grows when a snapshot is taken of it.
+func grows(t *testing.T, s *Store) {
+	t.Helper()
+	ctx := t.Context()
+	v := made(t, s, Ext4)
+	m, err := s.MountVolume(ctx, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, "fallocate", "-l", "210M", filepath.Join(m.Path(), "most"))
+	taken(t, s, v)
+	if c, err := s.Capacity(ctx, v); err != nil || c.Size != MinVolumeSize*3/2 {
+		t.Errorf("a volume that is nearly full: %+v, %v", c, err)
+	}
+	taken(t, s, v)
+	if c, err := s.Capacity(ctx, v); err != nil || c.Size != MinVolumeSize*3/2 || c.Free < 100<<20 {
+		t.Errorf("it had grown: %+v, %v", c, err)
+	}
+	if err := m.Unmount(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

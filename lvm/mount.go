@@ -83,8 +83,12 @@ func (s *Store) mountAt(ctx context.Context, name lv, folder string, readOnly bo
 		if offErr := s.deactivate(ctx, name); offErr != nil {
 			s.opts.Log.WithError(offErr).Warn("a device stays active")
 		}
+		return err
 	}
-	return err
+	if !readOnly {
+		s.growIfNarrow(ctx, name, folder)
+	}
+	return nil
 }
 
 // activateFinished activates something that is not half-made.

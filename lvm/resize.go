@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"sidus/image/store"
 	"sidus/image/store/backend"
 )
@@ -70,6 +72,12 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Unmount(context.WithoutCancel(ctx))) }()
+	return s.grow(ctx, name, m.Path(), now, size)
+}
+
+// grow makes a mounted volume of now bytes size bytes large. If growing the file
+// system fails, the logical volume stays large.
+func (s *Store) grow(ctx context.Context, name lv, folder string, now, size int64) error {
 	if size > now {
 		if err := s.opts.step("extend"); err != nil {
 			return err
@@ -86,12 +94,39 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 		return fmt.Errorf("%v: %w", name, err)
 	}
 	if fs == XFS {
-		err = s.opts.run(ctx, "xfs_growfs", m.Path())
+		err = s.opts.run(ctx, "xfs_growfs", folder)
 	} else {
 		err = s.opts.run(ctx, "resize2fs", s.node(name))
 	}
 	if err != nil {
-		return fmt.Errorf("volume %s: grow its %s to %s: %w", v, fs, backend.Human(size), err)
+		return fmt.Errorf("%v: grow its %s to %s: %w", name, fs, backend.Human(size), err)
 	}
 	return nil
+}
+
+// growIfNarrow makes a mounted volume larger by half if less than a fifth of it
+// is free and the thin pool has space: what is larger costs nothing until it is
+// written, and nobody has to think of sizes. What fails is logged: there is still
+// some space.
+func (s *Store) growIfNarrow(ctx context.Context, name lv, folder string) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(folder, &st); err != nil || st.Bavail >= st.Blocks/5 {
+		return
+	}
+	err := s.refuseFull(ctx, name, maxMetadata)
+	if err == nil {
+		err = s.refuseFullGroup(ctx, name, groupReserve)
+	}
+	var now int64
+	if err == nil {
+		now, err = deviceSize(s.node(name))
+	}
+	if err == nil {
+		err = s.grow(ctx, name, folder, now, min(now+now/2, maxVolumeSize))
+	}
+	if err != nil {
+		s.opts.Log.WithError(err).Warn("a volume is nearly full and does not grow")
+		return
+	}
+	s.opts.Log.WithField("volume", string(name)).Infof("a volume of %s was nearly full and has grown by half", backend.Human(now))
 }

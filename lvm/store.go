@@ -203,7 +203,11 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := s.opts.step("check"); err != nil {
 		return err
 	}
-	return s.refuseNested(v) // one may have been mounted in between
+	if err := s.refuseNested(v); err != nil { // one may have been mounted in between
+		return err
+	}
+	s.growIfNarrow(ctx, source, m.Path()) // a build has the volume mounted all the time
+	return nil
 }
 
 // makeSnapshot makes target, with permission "r" or "rw", from source, in one
