@@ -56,8 +56,8 @@ system: test-deps build ## commands on a real store, and virtual machines that b
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
 	go run ./tests/labdisk/cmd/labdisk
 
-lab-test: lab ## the suites of the ZFS and LVM backends and the kernel's NFS server, in that machine
-	SIDUS_LAB_TESTS=1 go test -count=1 -timeout 120m -v -run 'TestSuites|TestKernel' ./tests/labdisk ./export/knfsd
+lab-test: lab ## the suites of the ZFS and LVM backends, and the kernel's NFS client and server, in that machine
+	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 120m -v -run 'TestSuites|TestKernel' ./tests/labdisk ./export/knfsd ./cmd/sidus
 
 long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/liveupdate ./tests/commands ./btrfs
@@ -95,8 +95,14 @@ fuzz: agent ## run each fuzz test for FUZZTIME (20s)
 		done; \
 	done
 
+SOAKTIME ?= 10m
+.PHONY: soak
+soak: ## connections that come, stall and break for SOAKTIME (10m), under the race detector
+	CGO_ENABLED=1 SIDUS_SOAK_TIME=$(SOAKTIME) go test -race -count=1 -timeout 0 -v -run '^TestSoak$$' ./export/nfs
+
 bench: test-deps agent ## benchmarks, as ratios against a peer in the same run
 	go run ./tests/bench
+	SIDUS_LAB_TESTS=1 SIDUS_TEST_FRESH=1 go test -count=1 -timeout 30m -v -run '^TestBesideKernel$$' ./export/nfs
 	go test -run '^$$' -bench . -benchtime 1s ./btrfs ./image/store/... ./export/stream
 
 install: build ## install sidus, its systemd unit and its recipes below PREFIX (/usr/local)
