@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"sidus/image/store"
+	"sidus/image/store/storetest"
 )
 
 // encrypted makes a store in an encrypted dataset, and returns the file of its
@@ -189,5 +190,44 @@ func TestHolds(t *testing.T) {
 	must(t, "zfs", "release", "backup", d)
 	if command("zfs", "list", d) == nil {
 		t.Error("the snapshot is still there when nobody holds it")
+	}
+}
+
+// TestReceiveIntoFullStore: what does not fit leaves nothing, and fits when
+// there is room.
+func TestReceiveIntoFullStore(t *testing.T) {
+	a, b, ctx := open(t, datasetOptions(t)), open(t, datasetOptions(t)), t.Context()
+	v := store.NewVolumeID()
+	if err := a.CreateVolume(ctx, v); err != nil {
+		t.Fatal(err)
+	}
+	m, err := a.MountVolume(ctx, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(storetest.Noise("noise", 48<<20)(m.Path()), m.Unmount(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	id := taken(t, a, v)
+	receive := func() error {
+		r, err := a.Send(ctx, id, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return errors.Join(b.Receive(ctx, "zfs", r, id, ""), r.Close())
+	}
+	must(t, "zfs", "set", "quota=24M", b.parent)
+	if err := receive(); !errors.Is(err, store.ErrNoSpace) {
+		t.Errorf("into a store that is too small: %v", err)
+	}
+	if n := count(t, b); n != 0 {
+		t.Errorf("%d things are left", n)
+	}
+	must(t, "zfs", "set", "quota=none", b.parent)
+	if err := receive(); err != nil {
+		t.Error(err)
+	}
+	if text, err := content(t, b, id, "noise"); len(text) != 48<<20 || err != nil {
+		t.Errorf("%d bytes, %v", len(text), err)
 	}
 }
