@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -222,5 +223,63 @@ func TestWrongPlace(t *testing.T) {
 	o.ThinPool = vg + "/plain"
 	if _, err := Init(ctx, o); !errors.Is(err, ErrNotAStore) {
 		t.Errorf("a plain volume: %v", err)
+	}
+}
+
+// TestImageIsNotInherited: the name of a received snapshot's blocks is not that of
+// what is made from it, whose blocks become others.
+func TestImageIsNotInherited(t *testing.T) {
+	ctx := t.Context()
+	s := open(t, sharedOptions(t))
+	v := made(t, s, Ext4)
+	id := taken(t, s, v)
+	name, _ := lvOfSnapshot(id)
+	must(t, "lvchange", "--addtag", tagImage+imageOne, s.full(name))
+	w := store.NewVolumeID()
+	if err := s.Clone(ctx, id, w); err != nil {
+		t.Fatal(err)
+	}
+	again := taken(t, s, w)
+	images := map[string]bool{}
+	for _, id := range []store.SnapshotID{id, again} {
+		name, _ := lvOfSnapshot(id)
+		found, err := s.finished(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		images[imageOf(found)] = true
+	}
+	if !images[imageOne] || len(images) != 2 {
+		t.Errorf("the images are %v", images)
+	}
+}
+
+// TestMetadataSnapshot: a pool has one metadata snapshot. That of a process that
+// was killed is taken away, that of another program is not.
+func TestMetadataSnapshot(t *testing.T) {
+	ctx := t.Context()
+	s := open(t, sharedOptions(t))
+	id := taken(t, s, made(t, s, Ext4))
+	if err := s.messagePool(ctx, "reserve_metadata_snap"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Send(ctx, id, ""); !errors.Is(err, store.ErrInUse) || !strings.Contains(err.Error(), "release_metadata_snap") {
+		t.Errorf("while another program reads the metadata: %v", err)
+	}
+	if err := os.WriteFile(s.points.Path(metadataLock), []byte("reserved\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Send(ctx, id, "")
+	if err != nil {
+		t.Fatalf("after a process was killed that read it: %v", err)
+	}
+	if n, err := io.Copy(io.Discard, r); err != nil || n < 4096 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if status := must(t, "dmsetup", "status", mapperName(s.group, s.pool)+"-tpool"); strings.Fields(status)[6] != "-" {
+		t.Errorf("a metadata snapshot is left: %s", status)
 	}
 }
