@@ -337,8 +337,13 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 	if _, err := os.Lstat(m.layout.catalogCopy()); err == nil {
 		errs = append(errs, add(m.layout.catalogCopyLock(), m.layout.catalogCopy()))
 	}
+	incoming, err := filepath.Glob(filepath.Join(m.layout.Secrets(), ".new-*"))
+	errs = append(errs, err)
 	if _, err := os.Lstat(m.layout.IncomingState()); err == nil {
-		errs = append(errs, add(m.layout.IncomingLock(), m.layout.IncomingState()))
+		incoming = append(incoming, m.layout.IncomingState())
+	}
+	if len(incoming) > 0 {
+		errs = append(errs, add(m.layout.IncomingLock(), incoming...))
 	}
 	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
 	errs = append(errs, err)
