@@ -68,12 +68,14 @@ func (o Options) makeFile(ctx context.Context) (made bool, err error) {
 		{"create physical volume", []string{"pvcreate", "--yes", "--metadatasize", groupMetadata, device}},
 		// Nobody activates it but Sidus.
 		{"create volume group", []string{"vgcreate", "--setautoactivation", "n", p.group, device}},
-		// No zeroing: a file system reads nothing that it has not written. An
-		// error when it is full: by default, writers hang for a minute. The
+		// No zeroing: a file system reads nothing that it has not written. The
 		// metadata could be extended, but what is sparse costs nothing.
 		{"create thin pool", []string{"lvcreate", "--yes", "--type", "thin-pool", "--name", ownPool, "--extents", "100%FREE", "--chunksize", "64k",
-			"--poolmetadatasize", fmt.Sprintf("%dk", max(16<<10, o.Size>>19)), "--zero", "n", "--errorwhenfull", "y", "--discards", "passdown",
+			"--poolmetadatasize", fmt.Sprintf("%dk", max(16<<10, o.Size>>19)), "--zero", "n", "--discards", "passdown",
 			"--monitor", "n", "--addtag", tagStore + layoutVersion, p.group}},
+		// By default, writers hang for a minute when it is full. (lvcreate of LVM
+		// 2.03.16 refuses this option.)
+		{"let a full pool fail", []string{"lvchange", "--errorwhenfull", "y", p.group + "/" + ownPool}},
 	} {
 		if err := o.step(c.step); err != nil {
 			return false, err

@@ -36,6 +36,9 @@ func TestFile(t *testing.T) {
 	o.DiskReserve = 1
 	ctx := t.Context()
 	s := open(t, o)
+	if table := must(t, "dmsetup", "table", mapperName(s.group, s.pool)+"-tpool"); !strings.Contains(table, "error_if_no_space") || !strings.Contains(table, "skip_block_zeroing") {
+		t.Errorf("the pool is not as it was asked for: %s", table)
+	}
 	files := map[store.SnapshotID]string{}
 	for _, fs := range []FileSystem{Ext4, XFS} {
 		v := made(t, s, fs)
