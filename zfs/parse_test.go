@@ -40,6 +40,9 @@ func TestParseList(t *testing.T) {
 		"tank/x/moved\t107\t-\t" + foreign[:31] + "f\t-\t-",
 		"tank/x/" + v + "/deep\t108\t-\t" + v + "\t-\t-",
 		"tank/xy/" + v + "\t109\t-\t" + v + "\t-\t-",
+		"tank/x/receiving-" + foreign + "\t110\t-\t" + v + "\ton\t-",
+		"tank/x/receiving-" + foreign + "@" + foreign + "\t110\toff\t" + v + "\ton\t" + foreign, // counts for nothing yet
+		"tank/x/receiving-it\t110\t-\t-\t-\t-",
 	}, "\n") + "\n"
 	all, err := parseList("tank/x", []byte(text))
 	if err != nil {
@@ -47,12 +50,15 @@ func TestParseList(t *testing.T) {
 	}
 	var got []string
 	for _, l := range all {
+		if l.item.Partial {
+			l.renamed = "partial"
+		}
 		got = append(got, string(l.item.Kind)+" "+string(l.item.Volume)+string(l.item.Snapshot)+" "+l.renamed)
 		if l.item.Created.Unix() < 100 {
 			t.Errorf("%+v", l)
 		}
 	}
-	want := "volume " + v + " \nsnapshot " + s + " \nvolume " + foreign[:31] + "f tank/x/moved"
+	want := "volume " + v + " \nsnapshot " + s + " \nvolume " + foreign[:31] + "f tank/x/moved\nsnapshot " + foreign + " partial"
 	if strings.Join(got, "\n") != want {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
 	}
