@@ -60,14 +60,16 @@ func (p *place) lvm(ctx context.Context, command string, args ...string) ([]byte
 // dmeventd, and no file in /etc/lvm/archive for each snapshot that is taken,
 // which for thirty days would keep all of the volume group's metadata each. The
 // copy in /etc/lvm/backup stays, but for a volume group in a loop file, of which
-// LVM alone cannot know. Where the store has a device of its own, LVM looks at no
-// other.
+// LVM alone cannot know. A pool that is made there fails writes when it is full:
+// by default they hang for a minute. (lvcreate 2.03.16 refuses --errorwhenfull.)
+// Where the store has a device of its own, LVM looks at no other.
 func (p *place) config() string {
-	config := `report { time_format="%s" } activation { monitoring=0 } log { silent=0 } backup { archive=0`
+	config := `report { time_format="%s" } log { silent=0 } `
 	if p.opts.File != "" {
-		config += " backup=0"
+		config += `activation { monitoring=0 error_when_full=1 } backup { archive=0 backup=0 }`
+	} else {
+		config += `activation { monitoring=0 } backup { archive=0 }`
 	}
-	config += " }"
 	if p.device != "" {
 		filter := fmt.Sprintf(`["a|^%s$|","r|.*|"]`, p.device)
 		config += fmt.Sprintf(` devices { use_devicesfile=0 filter=%s global_filter=%s }`, filter, filter)
