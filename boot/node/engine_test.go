@@ -67,7 +67,9 @@ func TestBooterRoot(t *testing.T) {
 	if err != nil || line.NFSPath != "/exports/"+string(id(1)) || strings.Join(line.NFSOptions, " ") != "nconnect=4 port=2049 mountport=20048" {
 		t.Errorf("%v: %s", err, c.CommandLine)
 	}
-	booter.Root = func(context.Context, store.SnapshotID) (string, []string, error) { return "", nil, store.ErrUnavailable }
+	booter.Root = func(context.Context, store.SnapshotID) (string, []string, error) {
+		return "", nil, store.ErrUnavailable
+	}
 	if c, err := booter.Boot(ctx, mac1.HardwareAddr(), client1, pxe.IPXE); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("what cannot be exported is booted: %v, %+v", err, c)
 	}
