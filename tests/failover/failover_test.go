@@ -182,6 +182,10 @@ func TestFailOver(t *testing.T) {
 	done("it has read its root once")
 	waitFor(ctx, t, "the second server knows of the session", time.Minute, func() bool { return strings.Contains(second.must("status"), "52:54:00:00:01:01") })
 
+	// The address must still be where it was: only the cut may move it.
+	if second.log() != "" {
+		t.Fatal("the second server has taken over from a first one that lives")
+	}
 	// In the middle of the next round.
 	time.Sleep(2 * time.Second)
 	first.cut()

@@ -75,6 +75,7 @@ case "$1" in
 start)
 	[ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null && exit 0
 	setsid sh -c 'echo $$ >"$0/pid"; while :; do "$0/sbin/sidus" serve --listen `+shared+` --no-ipxe-script; sleep 0.3; done' "$dir" </dev/null >>"$dir/serve.log" 2>&1 &
+	while [ ! -e "$dir/pid" ]; do sleep 0.05; done
 	;;
 stop)
 	[ -e "$dir/pid" ] || exit 0
