@@ -91,7 +91,7 @@ func move(ctx context.Context, t *testing.T, root string, site *lab.Lab, old *se
 		}
 	}
 	waitFor(ctx, t, "the new server serves", time.Minute, func() bool { return strings.Contains(new.log(), "dhcp: answering") })
-	m.goesOn(ctx, t, want, 2)
+	m.goesOn(ctx, t, want, 1)
 	m.alive(ctx, t)
 	new.must("check")
 	if text := new.must("status"); !strings.Contains(text, "52:54:00:00:01:01") {
