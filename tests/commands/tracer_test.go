@@ -82,7 +82,7 @@ func (t *tracer) run(dir, stdin string, env, args []string) (r result, err error
 	}
 	defer input.Close()
 	process, err := os.StartProcess(program, append([]string{program}, args...), &os.ProcAttr{
-		Env: env, Files: []*os.File{input, files[0], files[1]}, Sys: &syscall.SysProcAttr{Ptrace: true},
+		Env: env, Files: []*os.File{input, files[0], files[1]}, Sys: &syscall.SysProcAttr{Ptrace: true, Setpgid: true},
 	})
 	if err != nil {
 		return r, err
@@ -106,6 +106,9 @@ func (t *tracer) run(dir, stdin string, env, args []string) (r result, err error
 
 // follow lets all threads of a stopped process run from call to call.
 func (t *tracer) follow(pid int) (status syscall.WaitStatus, err error) {
+	// Its threads are its process group. This thread may also be the parent of
+	// programs that other goroutines started before: those are not waited for
+	// here, whoever started them does it.
 	const wait = syscall.WALL | syscall.WNOTHREAD
 	if _, err := syscall.Wait4(pid, &status, wait, nil); err != nil {
 		return status, fmt.Errorf("wait for the first stop: %w", err)
@@ -125,7 +128,7 @@ func (t *tracer) follow(pid int) (status syscall.WaitStatus, err error) {
 		return status, err
 	}
 	for {
-		tid, err := syscall.Wait4(-1, &status, wait, nil)
+		tid, err := syscall.Wait4(-pid, &status, wait, nil)
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
