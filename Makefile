@@ -22,7 +22,7 @@ export SIDUS_TEST_CACHE ?= /var/cache/sidus-tests
 
 export SIDUS_BIN := $(CURDIR)/bin/sidus
 
-.PHONY: help build demo test unit system lab lab-test long check fmt vet lint vuln fuzz bench install uninstall clean deps test-deps
+.PHONY: help build demo test unit system lab lab-test long check fmt vet lint vuln fuzz bench failover install uninstall clean deps test-deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,11 +53,15 @@ system: test-deps build ## commands on a real store, and virtual machines that b
 	go test -count=1 -timeout 60m -v ./tests/commands ./tests/lab ./tests/liveupdate ./tests/system
 	go test -count=1 -short ./tests/labdisk/...
 
+failover: test-deps build ## a running machine goes on when its server dies and another takes over
+	go test -count=1 -timeout 40m -v ./tests/failover
+
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
 	go run ./tests/labdisk/cmd/labdisk
 
 lab-test: lab ## the suites of the ZFS and LVM backends, and the kernel's NFS client and server, in that machine
-	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 120m -v -run 'TestSuites|TestKernel' ./tests/labdisk ./export/knfsd ./cmd/sidus
+	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 120m -v ./tests/labdisk/...
+	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 60m -v -run TestKernel ./export/knfsd ./cmd/sidus
 
 long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/liveupdate ./tests/commands ./btrfs
