@@ -33,14 +33,13 @@ func BenchmarkHonest(b *testing.B) {
 	frame := func(m []byte) []byte { return append(words(uint32(lastFragment|len(m))), m...) }
 	// flood runs in a process of its own, which leaves the processors to the
 	// others: a flood comes from another machine.
-	flood := func(conns []net.Conn, calls [][]byte, stop chan struct{}) {
+	flood := func(b *testing.B, conns []net.Conn, calls [][]byte) (end func()) {
 		cmd := exec.Command("nice", "-n", "19", os.Args[0], "-test.run=^$")
 		cmd.Env = append(os.Environ(), fmt.Sprintf("SIDUS_TEST_FLOOD=%d", len(conns)))
 		for _, conn := range conns {
 			f, err := conn.(*net.TCPConn).File()
 			if err != nil {
-				b.Error(err)
-				return
+				b.Fatal(err)
 			}
 			defer func() { _ = f.Close() }()
 			cmd.ExtraFiles = append(cmd.ExtraFiles, f)
@@ -51,44 +50,47 @@ func BenchmarkHonest(b *testing.B) {
 		}
 		cmd.Stdin = bytes.NewReader(stream)
 		if err := cmd.Start(); err != nil {
-			b.Error(err)
-			return
+			b.Fatal(err)
 		}
-		<-stop
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		return func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
 	}
+	// What each does goes on until end, which is called when conns are closed.
 	kinds := []struct {
 		name  string
 		conns int
-		do    func(conns []net.Conn, stop chan struct{})
+		do    func(b *testing.B, conns []net.Conn) (end func())
 	}{
 		{name: "alone"},
-		{"floods", 8, func(conns []net.Conn, stop chan struct{}) { flood(conns, getattr, stop) }},
-		{"reads all it can", 8, func(conns []net.Conn, stop chan struct{}) { flood(conns, large, stop) }},
-		{"many connections", 200, func(conns []net.Conn, stop chan struct{}) { flood(conns, getattr, stop) }},
-		{"never reads", 8, func(conns []net.Conn, stop chan struct{}) {
-			for _, conn := range conns {
-				_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-				for i := range 100 {
-					_, _ = conn.Write(frame(large[i%len(large)]))
+		{"floods", 8, func(b *testing.B, conns []net.Conn) func() { return flood(b, conns, getattr) }},
+		{"reads all it can", 8, func(b *testing.B, conns []net.Conn) func() { return flood(b, conns, large) }},
+		{"many connections", 200, func(b *testing.B, conns []net.Conn) func() { return flood(b, conns, getattr) }},
+		{"never reads", 8, func(_ *testing.B, conns []net.Conn) func() {
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for _, conn := range conns {
+					_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+					for i := range 100 {
+						_, _ = conn.Write(frame(large[i%len(large)]))
+					}
 				}
-			}
-			<-stop
+			})
+			return wg.Wait
 		}},
-		{"stalls", 8, func(conns []net.Conn, stop chan struct{}) {
+		{"stalls", 8, func(_ *testing.B, conns []net.Conn) func() {
 			for _, conn := range conns {
 				_, _ = conn.Write(words(uint32(lastFragment|100), 1, 2))
 			}
-			<-stop
+			return func() {}
 		}},
 		{name: "alone again"},
 	}
 	for _, kind := range kinds {
 		b.Run(kind.name, func(b *testing.B) {
-			stop := make(chan struct{})
 			var bad []net.Conn
-			var wg sync.WaitGroup
+			end := func() {}
 			if kind.do != nil {
 				if len(large) == 0 {
 					b.Skip("no large file in the tree")
@@ -96,7 +98,7 @@ func BenchmarkHonest(b *testing.B) {
 				for range kind.conns {
 					bad = append(bad, t.dialFrom(b, t.addr, net.IPv4(127, 0, 0, 2)).conn)
 				}
-				wg.Go(func() { kind.do(bad, stop) })
+				end = kind.do(b, bad)
 			}
 			c := t.dial(b)
 			took := make([]time.Duration, 0, b.N)
@@ -111,11 +113,10 @@ func BenchmarkHonest(b *testing.B) {
 				time.Sleep(100 * time.Microsecond) // a boot thinks between calls
 			}
 			b.StopTimer()
-			close(stop)
 			for _, conn := range bad {
 				_ = conn.Close()
 			}
-			wg.Wait()
+			end()
 			slices.Sort(took)
 			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
