@@ -68,24 +68,7 @@ func benchTarget(b *testing.B) *target {
 		return t
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+t.tree, "SIDUS_TEST_SERVE_DIR="+b.TempDir())
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		b.Fatal(err)
-	}
-	t.addr, t.path, t.pid = strings.TrimSpace(line), "/channel/default", cmd.Process.Pid
+	t.addr, t.path, t.pid = startProcess(b, cmd, t.tree, b.TempDir()), "/channel/default", cmd.Process.Pid
 	t.mountAddr = t.addr
 	return t
 }

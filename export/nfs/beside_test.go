@@ -53,21 +53,7 @@ func TestBesideKernel(t *testing.T) {
 	}
 	run(t, "exportfs", "-o", "ro,no_root_squash,no_subtree_check,insecure,fsid=7", "127.0.0.0/8:"+tree)
 	server := exec.Command(os.Args[0], "-test.run=^$")
-	server.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+tree, "SIDUS_TEST_SERVE_DIR="+t.TempDir(), "SIDUS_TEST_SERVE_ADDR=127.0.0.1:2050")
-	out, err := server.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}()
-	if _, err := out.Read(make([]byte, 100)); err != nil {
-		t.Fatal(err)
-	}
+	startProcess(t, server, tree, t.TempDir(), "SIDUS_TEST_SERVE_ADDR=127.0.0.1:2050")
 	targets := [2]string{"127.0.0.1:2050,/channel/default,127.0.0.1:2050", "127.0.0.1:2049," + tree + ",127.0.0.1:20048"}
 	rate := regexp.MustCompile(`([0-9.e+]+) calls/s`)
 	try := func(load, target string) float64 {

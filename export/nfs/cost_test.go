@@ -87,23 +87,7 @@ func TestMallocs(t *testing.T) {
 	}
 	root, file := makeTree(t), filepath.Join(t.TempDir(), "mallocs")
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+t.TempDir(), "SIDUS_TEST_MALLOCS="+file)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
-	var line [100]byte
-	n, err := out.Read(line[:])
-	if err != nil {
-		t.Fatal(err)
-	}
+	addr := startProcess(t, cmd, root, t.TempDir(), "SIDUS_TEST_MALLOCS="+file)
 	mallocs := func() (n int) {
 		t.Helper()
 		_ = os.Remove(file)
@@ -123,7 +107,7 @@ func TestMallocs(t *testing.T) {
 			}
 		}
 	}
-	s := &testServer{addr: strings.TrimSpace(string(line[:n]))}
+	s := &testServer{addr: addr}
 	first := dial(t, s)
 	top := first.root("/channel/default")
 	three := first.lookup(top, "three")
@@ -171,21 +155,8 @@ func TestNoSystemCalls(t *testing.T) {
 	}
 	summary := filepath.Join(t.TempDir(), "strace")
 	cmd := exec.Command("strace", "-f", "-c", "-o", summary, os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var line [100]byte
-	n, err := out.Read(line[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &testServer{addr: strings.TrimSpace(string(line[:n]))}
+	addr := startProcess(t, cmd, root, dir)
+	s := &testServer{addr: addr}
 	c := dial(t, s)
 	top := c.root("/channel/default")
 	const rounds = 20000
@@ -236,24 +207,8 @@ func TestIdleConnections(t *testing.T) {
 	}
 	root := makeTree(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+t.TempDir())
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
-	var line [100]byte
-	n, err := out.Read(line[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &testServer{addr: strings.TrimSpace(string(line[:n]))}
+	addr := startProcess(t, cmd, root, t.TempDir())
+	s := &testServer{addr: addr}
 	use := func(count int) {
 		for range count {
 			c := dial(t, s)

@@ -45,21 +45,7 @@ func TestDissector(t *testing.T) {
 	root, dir := makeTree(t), t.TempDir()
 
 	server := inside(os.Args[0], "-test.run=^$")
-	server.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+root, "SIDUS_TEST_SERVE_DIR="+dir, "SIDUS_TEST_SERVE_ADDR=127.0.0.1:2049")
-	out, err := server.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}()
-	if _, err := out.Read(make([]byte, 100)); err != nil {
-		t.Fatal(err)
-	}
+	startProcess(t, server, root, dir, "SIDUS_TEST_SERVE_ADDR=127.0.0.1:2049")
 	capture := filepath.Join(dir, "capture")
 	dump := inside("dumpcap", "-i", "lo", "-B", "64", "-w", capture, "-f", "tcp port 2049")
 	says, err := dump.StderrPipe()
@@ -157,22 +143,7 @@ func TestShowmount(t *testing.T) {
 	}
 	inside := namespace(t)
 	server := inside(os.Args[0], "-test.run=^$")
-	server.Env = append(os.Environ(), "SIDUS_TEST_SERVE="+t.TempDir(), "SIDUS_TEST_SERVE_DIR="+t.TempDir(),
-		"SIDUS_TEST_SERVE_ADDR=127.0.0.1:2049", "SIDUS_TEST_SERVE_PORTMAP=1")
-	out, err := server.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}()
-	if _, err := out.Read(make([]byte, 100)); err != nil {
-		t.Fatal(err)
-	}
+	startProcess(t, server, t.TempDir(), t.TempDir(), "SIDUS_TEST_SERVE_ADDR=127.0.0.1:2049", "SIDUS_TEST_SERVE_PORTMAP=1")
 	text, err := inside("showmount", "--no-headers", "-e", "127.0.0.1").CombinedOutput()
 	if err != nil || !strings.Contains(string(text), "/channel/default") || !strings.Contains(string(text), "10.0.0.0/24") {
 		t.Errorf("showmount -e: %v: %s", err, text)
