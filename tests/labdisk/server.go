@@ -114,7 +114,7 @@ func (d *Disk) StartServer(ctx context.Context, l *lab.Lab, o ServerOptions) (*S
 	s.Machine, err = l.Boot(lab.MachineOptions{
 		Name: o.Name, NICs: []lab.NIC{{Bridge: o.Bridge, NoPXE: true}}, Memory: memory, CPUs: 2, Machine: "q35", Accel: os.Getenv(AccelEnv),
 		Kernel: d.Kernel, Initrd: d.Initrd, CommandLine: RunCommandLine + " panic=10",
-		Args: append(d.QEMUArgs(image, "port"), "-cpu", "max", "-chardev", "file,id=port,path="+filepath.Join(work, "said"),
+		Args: append(d.QEMUArgs(image, "port"), "-chardev", "file,id=port,path="+filepath.Join(work, "said"),
 			"-drive", "file="+strings.ReplaceAll(s.DiskFile, ",", ",,")+",format=raw,if=virtio,cache=unsafe,discard=unmap"),
 	})
 	if err != nil {
