@@ -2,6 +2,7 @@ package labdisk
 
 import (
 	"fmt"
+	"io"
 	"regexp"
 	"strings"
 	"testing"
@@ -28,6 +29,8 @@ type reader struct {
 	inside  bool
 	status  string
 	line    string
+	// progress, if not nil, gets a line for each test that has ended.
+	progress io.Writer
 }
 
 var verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP|BENCH): (\S+)`)
@@ -64,6 +67,9 @@ func (r *reader) take(line string) {
 		m := verdict.FindStringSubmatch(line)
 		if m == nil || !r.inside {
 			return
+		}
+		if r.progress != nil {
+			fmt.Fprintln(r.progress, "sidus-lab:", line)
 		}
 		n := len(r.suites) - 1
 		r.suites[n] = append(r.suites[n], result{name: m[2], verdict: m[1], text: r.text.String()})

@@ -86,7 +86,7 @@ func Run(t *testing.T, suites ...Suite) {
 	}
 	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the machine was still running after %v", limit))
 	defer cancel()
-	var r reader
+	r := reader{progress: progress{t}}
 	err = boot(ctx, disk, data, work, &r)
 	r.report(t, suites)
 	if err == nil && r.status != "0" {
@@ -106,7 +106,7 @@ func Run(t *testing.T, suites ...Suite) {
 	}
 }
 
-// progress shows what makes the disk.
+// progress shows what makes the disk, and each test that ends in the machine.
 type progress struct{ t *testing.T }
 
 func (p progress) Write(text []byte) (int, error) {
