@@ -251,13 +251,13 @@ func (a *adoption) trees(do *statements) {
 	for _, h := range a.heads {
 		made[h.tree] = h
 		// A tree that this server has deleted can come back.
-		do.exec(`INSERT INTO main.tree (id, name, head, base, created) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT (id) DO UPDATE SET head = excluded.head, base = excluded.base, deleted = NULL`, h.tree, h.tree, h.head, h.base, now)
+		do.exec(`INSERT INTO main.tree (id, name, head, base, touched, created) VALUES (?, ?, ?, ?, FALSE, ?)
+			ON CONFLICT (id) DO UPDATE SET head = excluded.head, base = excluded.base, touched = FALSE, deleted = NULL`, h.tree, h.tree, h.head, h.base, now)
 	}
 	// What was deleted before this server knew of it is on record, too.
 	do.exec(`INSERT INTO main.tree (id, name, head, base, created, deleted)
 		SELECT id, id, '', '', created, deleted FROM src.tree WHERE deleted IS NOT NULL AND id NOT IN (SELECT id FROM main.tree)`)
-	do.update("tree", "id", "head", "base")
+	do.update("tree", "id", "head", "base", "touched")
 }
 
 func (a *adoption) snapshots(do *statements) {

@@ -37,6 +37,9 @@ func (m *Manager) HeadChanges(ctx context.Context, lock *HeadLock, limit int) ([
 }
 
 func (m *Manager) headChanges(ctx context.Context, t Tree, limit int) (changes []Change, err error) {
+	if !t.Touched {
+		return nil, nil
+	}
 	head, err := m.store.MountVolume(ctx, t.Head)
 	if err != nil {
 		return nil, err

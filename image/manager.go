@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -73,6 +74,24 @@ func (m *Manager) MountSnapshot(ctx context.Context, id store.SnapshotID) (store
 // MountHead makes the locked head reachable for reading and writing. The
 // caller unmounts it before he releases the lock.
 func (m *Manager) MountHead(ctx context.Context, lock *HeadLock) (store.Mount, error) {
+	tree, err := m.treeByID(ctx, lock.TreeID)
+	if err != nil {
+		return nil, err
+	}
+	if !tree.Touched {
+		err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
+			_, err := tx.Exec(`UPDATE tree SET touched = TRUE WHERE id = ?`, tree.ID)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("note that somebody writes to the head of %s: %w", tree.Name, err)
+		}
+	}
+	return m.store.MountVolume(ctx, tree.Head)
+}
+
+// MountHeadToRead is MountHead for somebody who will not write.
+func (m *Manager) MountHeadToRead(ctx context.Context, lock *HeadLock) (store.Mount, error) {
 	tree, err := m.treeByID(ctx, lock.TreeID)
 	if err != nil {
 		return nil, err

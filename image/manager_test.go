@@ -181,6 +181,48 @@ func TestRollbackKeepsAndUndoes(t *testing.T) {
 	b.sound()
 }
 
+// TestRollbackTakesNoTime: a rollback looks at no file, and loses none.
+func TestRollbackTakesNoTime(t *testing.T) {
+	b := newBench(t)
+	_, s := b.tree("debian", 2)
+	b.store.FailOn("MountVolume", errors.New("the head was looked at"))
+	report, err := b.Rollback(t.Context(), "debian", s[0].ID, false)
+	b.must(err)
+	branch, err := b.Branch(t.Context(), s[1].ID, "branch")
+	b.must(err)
+	if _, err := b.Rollback(t.Context(), branch.Name, s[0].ID, false); err != nil {
+		t.Errorf("a branch that nobody has written to: %v", err)
+	}
+	b.store.FailOn("MountVolume", nil)
+	if report.Saved != nil {
+		t.Errorf("nobody has written to the head, and it was saved as %s", report.Saved.Ref())
+	}
+
+	lock, err := b.LockHead(t.Context(), "debian", false)
+	b.must(err)
+	mount, err := b.MountHeadToRead(t.Context(), lock)
+	b.must(err)
+	b.must(errors.Join(mount.Unmount(t.Context()), lock.Release()))
+	if tree, _ := b.Tree(t.Context(), "debian"); tree.Touched {
+		t.Error("a reader counts as one who writes")
+	}
+
+	lock, err = b.LockHead(t.Context(), "branch", false)
+	b.must(err)
+	mount, err = b.MountHead(t.Context(), lock)
+	b.must(err)
+	b.must(os.WriteFile(filepath.Join(mount.Path(), "more"), []byte("written"), 0o644))
+	b.must(errors.Join(mount.Unmount(t.Context()), lock.Release()))
+	b.store.FailOn("MountVolume", errors.New("the head was looked at"))
+	report, err = b.Rollback(t.Context(), "branch", s[0].ID, false)
+	b.must(err)
+	b.store.FailOn("MountVolume", nil)
+	if report.Saved == nil || b.read(report.Saved.ID, "more") != "written" {
+		t.Fatalf("what was written was not saved: %+v", report)
+	}
+	b.sound()
+}
+
 func discard3[A, B any](_ A, _ B, err error) error { return err }
 
 func TestResolve(t *testing.T) {

@@ -12,12 +12,12 @@ import (
 	"sidus/image/store"
 )
 
-const treeColumns = `tree.id, tree.name, tree.head, tree.base, tree.created`
+const treeColumns = `tree.id, tree.name, tree.head, tree.base, tree.touched, tree.created`
 
 func scanTree(row interface{ Scan(...any) error }) (Tree, error) {
 	var t Tree
 	var created int64
-	err := row.Scan(&t.ID, &t.Name, &t.Head, &t.Base, &created)
+	err := row.Scan(&t.ID, &t.Name, &t.Head, &t.Base, &t.Touched, &created)
 	t.Created = catalog.Time(created)
 	return t, err
 }

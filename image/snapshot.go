@@ -106,7 +106,7 @@ func phaseNote(phase string) string {
 
 // setHead points the tree to a head volume that is equal to base.
 func setHead(tx *sql.Tx, tree string, head store.VolumeID, base store.SnapshotID) error {
-	if _, err := tx.Exec(`UPDATE tree SET head = ?, base = ? WHERE id = ?`, head, base, tree); err != nil {
+	if _, err := tx.Exec(`UPDATE tree SET head = ?, base = ?, touched = FALSE WHERE id = ?`, head, base, tree); err != nil {
 		return fmt.Errorf("set the head: %w", err)
 	}
 	return nil

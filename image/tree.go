@@ -104,7 +104,7 @@ func insertTree(tx *sql.Tx, t Tree) error {
 	if err := checkTreeName(tx, t.Name); err != nil {
 		return err
 	}
-	_, err := tx.Exec(`INSERT INTO tree (id, name, head, base, created) VALUES (?, ?, ?, ?, ?)`,
+	_, err := tx.Exec(`INSERT INTO tree (id, name, head, base, touched, created) VALUES (?, ?, ?, ?, FALSE, ?)`,
 		t.ID, t.Name, t.Head, t.Base, catalog.Millis(t.Created))
 	return err
 }
@@ -179,16 +179,14 @@ type RollbackReport struct {
 }
 
 // Rollback makes the head of a tree start again from a snapshot, of that tree
-// or of another one. Later snapshots stay, so that it can be undone; what the
-// head held and no snapshot holds is saved in a snapshot first. Nothing that
-// nodes boot is changed.
+// or of another one. Later snapshots stay, so that it can be undone; a head that
+// somebody may have written to is saved in a snapshot first. Nothing that
+// nodes boot is changed. The time it takes does not depend on the tree's size.
 func (m *Manager) Rollback(ctx context.Context, tree string, to store.SnapshotID, wait bool) (report RollbackReport, err error) {
 	err = m.withHead(ctx, tree, nil, wait, func(t Tree) error {
-		changes, err := m.headChanges(ctx, t, 1)
-		if err != nil {
-			return err
-		}
-		if report.Saved, err = m.resetHead(ctx, t, to, len(changes) > 0); err != nil {
+		// Whether a head that somebody may have written to really differs from its
+		// base takes the longer the larger it is; a snapshot takes no time.
+		if report.Saved, err = m.resetHead(ctx, t, to, t.Touched); err != nil {
 			return err
 		}
 		if report.To, err = m.SnapshotByID(ctx, to); err != nil {

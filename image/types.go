@@ -13,6 +13,7 @@ type Tree struct {
 	Name    string           `json:"name"`
 	Head    store.VolumeID   `json:"head"`
 	Base    store.SnapshotID `json:"base"` // the snapshot that the head last was equal to; "" if none
+	Touched bool             `json:"-"`    // somebody may have written to the head since
 	Created time.Time        `json:"created"`
 }
 

@@ -131,7 +131,7 @@ func openSide(ctx context.Context, s *site, name string, other *side, wait bool)
 		}
 		x.lock = lock
 	}
-	if x.mount, err = s.manager.MountHead(ctx, lock); err != nil {
+	if x.mount, err = s.manager.MountHeadToRead(ctx, lock); err != nil {
 		return nil, errors.Join(err, x.close())
 	}
 	return x, nil

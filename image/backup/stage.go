@@ -60,7 +60,8 @@ func (s *Stage) TakeCatalog(r io.Reader) error {
 
 // Prepare checks the staged catalog, brings its schema up to date and forgets
 // what processes were doing when the copy was taken: what they made since
-// belongs to the newer catalog and must not be taken for left over. change
+// belongs to the newer catalog and must not be taken for left over. Any head may
+// have been written to since. change
 // runs in the same transaction; it may be nil.
 func (s *Stage) Prepare(ctx context.Context, change func(tx *sql.Tx) error) (err error) {
 	cat, err := catalog.Open(ctx, s.Layout.Catalog())
@@ -76,7 +77,7 @@ func (s *Stage) Prepare(ctx context.Context, change func(tx *sql.Tx) error) (err
 		if err := tx.QueryRow(`PRAGMA quick_check(1)`).Scan(&verdict); err != nil || verdict != "ok" {
 			return fmt.Errorf("%w: the catalog: %s", ErrDamaged, errors.Join(errors.New(verdict), err))
 		}
-		if _, err := tx.Exec(`DELETE FROM intent`); err != nil {
+		if _, err := tx.Exec(`DELETE FROM intent; UPDATE tree SET touched = TRUE`); err != nil {
 			return fmt.Errorf("%w: the catalog: %w", ErrDamaged, err)
 		}
 		if change == nil {
