@@ -33,7 +33,11 @@ type reader struct {
 	progress io.Writer
 }
 
-var verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP|BENCH): (\S+)`)
+var (
+	verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP|BENCH): (\S+)`)
+	// measured is the line of a benchmark.
+	measured = regexp.MustCompile(`^(Benchmark\S+)\s+\d+\s`)
+)
 
 // Write implements io.Writer.
 func (r *reader) Write(p []byte) (int, error) {
@@ -65,6 +69,9 @@ func (r *reader) take(line string) {
 		fmt.Fprintln(&r.text, line)
 		r.pending = r.text.String()
 		m := verdict.FindStringSubmatch(line)
+		if found := measured.FindStringSubmatch(line); found != nil {
+			m = []string{line, "PASS", found[1]}
+		}
 		if m == nil || !r.inside {
 			return
 		}

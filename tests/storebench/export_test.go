@@ -1,4 +1,4 @@
-package stream
+package storebench
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidus/export/stream"
 	"sidus/image/tool"
 )
 
@@ -47,23 +48,30 @@ func BenchmarkExport(b *testing.B) {
 	if _, err := tool.Output(b.Context(), tool.Options{Dir: root}, "sh", "-c", "tar c . | cat >/dev/null"); err != nil { // from now on in memory
 		b.Fatal(err)
 	}
-	native := func() Source {
+	native := func() stream.Source {
 		r, err := s.Send(b.Context(), id, "")
 		if err != nil {
 			b.Fatal(err)
 		}
-		return Source{Manifest: Manifest{Kind: Btrfs, Snapshot: id}, Native: r}
+		return stream.Source{Manifest: stream.Manifest{Kind: stream.Kind(s.SendKind()), Snapshot: id}, Native: r}
 	}
-	for _, c := range []struct {
+	type comparison struct {
 		name     string
-		source   func() Source
+		source   func() stream.Source
 		pipeline string
-	}{
-		{"btrfs", native, `btrfs -q send "$0" | zstd -T0`},
-		{"portable", func() Source {
-			return Source{Manifest: portableManifest(id), Root: root}
+	}
+	comparisons := []comparison{
+		{"portable", func() stream.Source {
+			return stream.Source{Manifest: stream.Manifest{Kind: stream.Portable, Snapshot: id}, Root: root}
 		}, `tar -C "$0" --sparse --xattrs --xattrs-include='*' --acls --numeric-owner -c . | zstd -T0`},
-	} {
+	}
+	switch kind() { // LVM has no such pipeline
+	case "btrfs":
+		comparisons = append(comparisons, comparison{"btrfs", native, `btrfs -q send "$0" | zstd -T0`})
+	case "zfs":
+		comparisons = append(comparisons, comparison{"zfs", native, `zfs send "$(findmnt -n -o SOURCE "$0")" | zstd -T0`})
+	}
+	for _, c := range comparisons {
 		b.Run(c.name, func(b *testing.B) {
 			var ours, theirs best
 			for b.Loop() {
@@ -71,7 +79,7 @@ func BenchmarkExport(b *testing.B) {
 					return tool.Run(b.Context(), tool.Options{Stdout: out}, "bash", "-o", "pipefail", "-c", c.pipeline, root)
 				})
 				ours.round(b, func(out *os.File) error {
-					result, err := Export(b.Context(), out, c.source(), WriterOptions{})
+					result, err := stream.Export(b.Context(), out, c.source(), stream.WriterOptions{})
 					b.SetBytes(result.Payload)
 					return err
 				})
