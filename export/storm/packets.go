@@ -33,7 +33,7 @@ const (
 // readPcap calls each for the IP packets of a capture file in pcap format
 // (https://www.tcpdump.org/manpages/pcap-savefile.5.html).
 func readPcap(in io.Reader, each func(p packet) error) error {
-	r := bufio.NewReaderSize(in, 1<<20)
+	r := bufio.NewReaderSize(in, 64<<10)
 	var head [24]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return fmt.Errorf("read capture: %w", err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -255,30 +254,4 @@ func TestRecord(t *testing.T) {
 	if err != nil || result.Errors != 0 {
 		t.Error(err, result)
 	}
-}
-
-func FuzzSegments(f *testing.F) {
-	f.Add([]byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 3, 255, 8, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		r := newRecorder(netip.Addr{})
-		client, server := netip.MustParseAddrPort("10.0.0.1:800"), netip.MustParseAddrPort("10.0.0.2:2049")
-		_ = r.add(segment{src: client, dst: server, syn: true})
-		_ = r.add(segment{src: server, dst: client, syn: true, ack: true})
-		seqs := [2]uint32{1, 1}
-		for len(data) > 2 {
-			n := min(len(data)-2, int(data[1])*4)
-			side := data[0] & 1
-			s := segment{src: client, dst: server, seq: seqs[side] + uint32(data[0]>>1), data: data[2 : 2+n]}
-			if side == 1 {
-				s.src, s.dst = server, client
-			}
-			seqs[side] += uint32(n)
-			data = data[2+n:]
-			_ = r.add(s)
-		}
-		_, _ = r.finish()
-		_, _, _ = parseTCP(packet{ip: data})
-		_ = readPcap(bytes.NewReader(data), func(packet) error { return nil })
-		_, _ = Read(io.LimitReader(bytes.NewReader(data), 1<<16))
-	})
 }
