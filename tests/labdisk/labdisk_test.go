@@ -10,15 +10,16 @@ import (
 	"time"
 )
 
+// core are the tests of a backend that are run with -short: that it does what
+// it is for. All tests take half an hour where the machine is emulated.
+const core = "^(TestDataset|TestThinPool|TestNative|TestNativeStreams)$/^(life-cycle|isolation|metadata|in-use|exchange|refused-streams)$"
+
 // TestSuites runs the suites of the backends that need what the host may lack.
 // Some of their cases are shorter in the machine, where a program takes ten
 // times as long; with SIDUS_LONG_TESTS in the environment they run in full.
 // SIDUS_TEST_SUITES=sidus/zfs,sidus/lvm runs these only, and SIDUS_TEST_RUN, a
 // value for -test.run, these tests of them.
 func TestSuites(t *testing.T) {
-	if testing.Short() {
-		t.Skip("SKIPPED: the tests of zfs and lvm were NOT run: -short")
-	}
 	var args []string
 	if os.Getenv("SIDUS_LONG_TESTS") == "" {
 		args = []string{"-test.short"}
@@ -30,7 +31,14 @@ func TestSuites(t *testing.T) {
 		// With udev, as on a server, and without, as in a container. Most of it
 		// without: emulated, udev takes some seconds for each device.
 		{Package: "sidus/lvm", Args: []string{"-test.run=TestFile|TestCutOff"}},
-		{Package: "sidus/lvm", Args: append(slices.Clone(args), "-test.skip=TestFile|TestCutOff"), Env: []string{"DM_DISABLE_UDEV=1"}, Setup: withoutUdev},
+		{Package: "sidus/lvm", Args: append(slices.Clone(args), "-test.skip=TestFile|TestCutOff"), Env: []string{"DM_DISABLE_UDEV=1"}, Setup: withoutUdev, Timeout: time.Hour},
+	}
+	if testing.Short() {
+		t.Log("SKIPPED: most tests of zfs and lvm: -short; `make lab-test` runs all")
+		suites = []Suite{
+			{Package: "sidus/zfs", Args: []string{"-test.short", "-test.run=" + core}},
+			{Package: "sidus/lvm", Args: []string{"-test.short", "-test.run=" + core}, Env: []string{"DM_DISABLE_UDEV=1"}, Setup: withoutUdev},
+		}
 	}
 	if only := os.Getenv("SIDUS_TEST_SUITES"); only != "" {
 		suites = slices.DeleteFunc(suites, func(s Suite) bool { return !slices.Contains(strings.Split(only, ","), s.Package) })
