@@ -48,10 +48,30 @@ func (l Level) validate() error {
 	return nil
 }
 
-func (l Level) encoder() (*zstd.Encoder, error) {
-	return zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(int(l))),
-		zstd.WithEncoderConcurrency(1), // one encoder a core, each with chunks of its own
-		zstd.WithWindowSize(chunkSize),
-		zstd.WithEncoderCRC(true)) // zstd -t knows nothing of our digests
+// encoders are those of one worker. Of the default level's chunks one in three
+// is compressed fast: together they take the size that zstd -3 has, and less
+// time than it needs.
+func (l Level) encoders() (encoders [3]*zstd.Encoder, err error) {
+	levels := [3]zstd.EncoderLevel{}
+	for i := range levels {
+		levels[i] = zstd.EncoderLevelFromZstd(int(l))
+	}
+	if l == DefaultLevel {
+		levels[2] = zstd.SpeedFastest
+	}
+	made := map[zstd.EncoderLevel]*zstd.Encoder{}
+	for i, level := range levels {
+		if made[level] == nil {
+			made[level], err = zstd.NewWriter(nil,
+				zstd.WithEncoderLevel(level),
+				zstd.WithEncoderConcurrency(1), // one encoder a core, each with chunks of its own
+				zstd.WithWindowSize(chunkSize),
+				zstd.WithEncoderCRC(true)) // zstd -t knows nothing of our digests
+			if err != nil {
+				return encoders, fmt.Errorf("zstd: %w", err)
+			}
+		}
+		encoders[i] = made[level]
+	}
+	return encoders, nil
 }
