@@ -103,6 +103,7 @@ func (s *Server) handler(ctx context.Context) *handler {
 		log:     log,
 		slots:   newSlots(or(s.MaxTransfers, 2000), or(s.MaxPerClient, 16)),
 		loaders: newMemory(4096),
+		repeats: newRepeats(),
 	}
 }
 
@@ -121,6 +122,7 @@ type handler struct {
 	log     logrus.FieldLogger
 	slots   *slots
 	loaders *memory
+	repeats *repeats
 }
 
 // The texts that clients are sent. What lies behind is logged, not told.
@@ -129,6 +131,9 @@ var (
 	errBusy    = errors.New("too many transfers, try again")
 	errFailed  = errors.New("cannot be read for now, try again")
 )
+
+// errBrokenOff says that a transfer has begun and did not get to its end.
+var errBrokenOff = errors.New("broken off")
 
 // read answers one read request.
 func (h *handler) read(raw string, to io.ReaderFrom) error {
@@ -141,6 +146,23 @@ func (h *handler) read(raw string, to io.ReaderFrom) error {
 	client = client.Unmap()
 	log := h.log.WithFields(logrus.Fields{"client": client, "file": shorten(raw)})
 
+	request := asked{netip.AddrPortFrom(client, uint16(remote.Port)), raw}
+	if !h.repeats.begin(request, time.Now()) {
+		log.Debug("tftp: asked again, and answered already")
+		return nil // says nothing; the socket is closed when it is collected
+	}
+	err := h.answer(raw, to, transfer, client, log)
+	if errors.Is(err, errBrokenOff) {
+		h.repeats.forget(request)
+		return nil // ReadFrom has told the client
+	}
+	h.repeats.answered(request, time.Now())
+	return err
+}
+
+// answer answers a request that is no repeat. The error is told to the client,
+// unless it is errBrokenOff.
+func (h *handler) answer(raw string, to io.ReaderFrom, transfer pin.OutgoingTransfer, client netip.Addr, log logrus.FieldLogger) error {
 	r, err := parse(raw)
 	if err != nil {
 		log.WithError(err).Warn("tftp: refused")
@@ -185,13 +207,14 @@ func (h *handler) read(raw string, to io.ReaderFrom) error {
 	switch {
 	case source.err != nil:
 		log.WithError(source.err).Error("tftp: cannot read")
+		return errBrokenOff
 	case err != nil:
 		// Usual: firmware asks for the size first and breaks off.
 		log.WithError(err).Debug("tftp: broken off")
-	default:
-		log.Info("tftp: sent")
+		return errBrokenOff
 	}
-	return nil // ReadFrom has told the client
+	log.Info("tftp: sent")
+	return nil
 }
 
 // open returns what r asks for, and what is to be called when its transfer
