@@ -49,9 +49,14 @@ test: test-deps build check unit system ## everything: checks, unit and protocol
 unit: test-deps agent ## unit, conformance and protocol tests
 	go test -count=1 -timeout 20m $$(go list ./... | grep -v '^sidus/tests/')
 
-system: test-deps build ## commands on a real store, and virtual machines that boot
+ifeq ($(STORE),btrfs)
+system: test-deps build ## commands on a real store, and virtual machines that boot (STORE=zfs, STORE=lvm: machines only, from a server that has that)
 	go test -count=1 -timeout 60m -v ./tests/commands ./tests/lab ./tests/liveupdate ./tests/system
 	go test -count=1 -short ./tests/labdisk/...
+else
+system: test-deps build lab
+	SIDUS_TEST_STORE=$(STORE) go test -count=1 -timeout 120m -v ./tests/system
+endif
 
 failover: test-deps build ## a running machine goes on when its server dies and another takes over
 	go test -count=1 -timeout 40m -v ./tests/failover

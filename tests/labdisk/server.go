@@ -19,10 +19,13 @@ import (
 type ServerOptions struct {
 	// Name is the host name.
 	Name string
-	// Bridge is the segment that the machine's only card is plugged into.
+	// Bridge is the segment that the machine's first card is plugged into. SSH
+	// goes through it.
 	Bridge string
 	// Address is the card's, with the length of the network's prefix.
 	Address netip.Prefix
+	// Cards are further cards: eth1, eth2, …
+	Cards []Card
 	// Programs are files of this machine that are put into the other's /lab,
 	// under the names that are the keys.
 	Programs map[string]string
@@ -31,6 +34,12 @@ type ServerOptions struct {
 	Disk int64
 	// Memory in MiB; 0 means 2048.
 	Memory int
+}
+
+// A Card is a network card of a server.
+type Card struct {
+	Bridge  string       // the segment that it is plugged into
+	Address netip.Prefix // with the length of the network's prefix
 }
 
 // A Server is a machine with the disk of this package that obeys by SSH. It
@@ -55,8 +64,12 @@ set -e
 hostname '%[1]s'
 echo '127.0.0.1 localhost %[1]s' >/etc/hosts
 ip link set lo up
-ip addr add %[2]s dev eth0
-ip link set eth0 up
+n=0
+for address in %[2]s; do
+	ip addr add "$address" dev "eth$n"
+	ip link set "eth$n" up
+	n=$((n+1))
+done
 mkdir -p /run/sshd
 exec /usr/sbin/sshd -D -e -f /dev/null -h /lab/host_key -o AuthorizedKeysFile=/lab/authorized_keys -o StrictModes=no \
 	-o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o UsePAM=no -o PidFile=none -o UseDNS=no -o MaxStartups=100 \
@@ -80,7 +93,13 @@ func (d *Disk) StartServer(ctx context.Context, l *lab.Lab, o ServerOptions) (*S
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]string{"authorized_keys": string(public), "run": fmt.Sprintf(runServer, o.Name, o.Address)}
+	var nics []lab.NIC
+	var addresses []string
+	for _, card := range append([]Card{{o.Bridge, o.Address}}, o.Cards...) {
+		nics = append(nics, lab.NIC{Bridge: card.Bridge, NoPXE: true})
+		addresses = append(addresses, card.Address.String())
+	}
+	files := map[string]string{"authorized_keys": string(public), "run": fmt.Sprintf(runServer, o.Name, strings.Join(addresses, " "))}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(data, name), []byte(text), 0o700); err != nil {
 			return nil, err
@@ -112,7 +131,7 @@ func (d *Disk) StartServer(ctx context.Context, l *lab.Lab, o ServerOptions) (*S
 		memory = 2048
 	}
 	s.Machine, err = l.Boot(lab.MachineOptions{
-		Name: o.Name, NICs: []lab.NIC{{Bridge: o.Bridge, NoPXE: true}}, Memory: memory, CPUs: 2, Machine: "q35", Accel: os.Getenv(AccelEnv),
+		Name: o.Name, NICs: nics, Memory: memory, CPUs: 2, Machine: "q35", Accel: os.Getenv(AccelEnv),
 		Kernel: d.Kernel, Initrd: d.Initrd, CommandLine: RunCommandLine + " panic=10",
 		Args: append(d.QEMUArgs(image, "port"), "-chardev", "file,id=port,path="+filepath.Join(work, "said"),
 			"-drive", "file="+strings.ReplaceAll(s.DiskFile, ",", ",,")+",format=raw,if=virtio,cache=unsafe,discard=unmap"),

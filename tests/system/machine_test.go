@@ -139,7 +139,7 @@ func (m *machine) identity(ctx context.Context, t *testing.T) identity {
 }
 
 // offWithin is how long a machine may take to power off or to reset.
-const offWithin = time.Minute
+func (m *machine) offWithin() time.Duration { return time.Minute * m.site.host.patience() }
 
 // reboot reboots the machine and returns when it has reset: the offset of the
 // console at which the next boot begins.
@@ -149,7 +149,7 @@ func (m *machine) reboot(ctx context.Context, t *testing.T) int {
 	if err := m.Type("systemctl reboot\n"); err != nil {
 		t.Fatal(err)
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, offWithin, errors.New("a reboot takes too long"))
+	limited, cancel := context.WithTimeoutCause(ctx, m.offWithin(), errors.New("a reboot takes too long"))
 	defer cancel()
 	if _, _, err := m.WaitEvent(limited, events, "RESET"); err != nil {
 		t.Fatal(err)
@@ -167,7 +167,7 @@ func (m *machine) powerOff(ctx context.Context, t *testing.T, how string, ask fu
 	if err := ask(); err != nil {
 		t.Fatal(err)
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, offWithin, errors.New("a power-off takes too long"))
+	limited, cancel := context.WithTimeoutCause(ctx, m.offWithin(), errors.New("a power-off takes too long"))
 	defer cancel()
 	if err := m.Wait(limited); err != nil {
 		t.Fatal(err)

@@ -3,8 +3,6 @@ package system
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"sync"
@@ -14,10 +12,9 @@ import (
 	"sidus/tests/lab"
 )
 
-// server is `sidus serve` in a lab. It may be killed and started again.
+// server is `sidus serve`. It may be killed and started again.
 type server struct {
-	site *site
-	lab  *lab.Lab
+	host host
 
 	mu      sync.Mutex
 	past    string // what the killed ones said
@@ -29,11 +26,10 @@ const networks = 3
 
 // start starts the server and waits until it answers in all networks.
 func (s *server) start(ctx context.Context, options ...string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, fmt.Errorf("the server is not ready within a minute"))
+	limit := time.Minute * s.host.patience()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the server is not ready within %v", limit))
 	defer cancel()
-	cmd := exec.Command(s.site.program, append([]string{"serve", "--state", s.site.state}, options...)...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	process, err := s.lab.StartCmd(cmd)
+	process, err := s.host.serve(options...)
 	if err != nil {
 		return err
 	}
@@ -54,7 +50,7 @@ func (s *server) kill(t *testing.T) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.process.Kill(); err != nil {
+	if err := s.host.kill(s.process); err != nil {
 		t.Error(err)
 	}
 	s.past += s.process.Output.String() + "---- killed ----\n"
@@ -63,11 +59,11 @@ func (s *server) kill(t *testing.T) {
 
 // stop is SIGTERM.
 func (s *server) stop(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second*s.host.patience())
 	defer cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.process.Stop(ctx)
+	return s.host.stop(ctx, s.process)
 }
 
 // log is what the server has said so far, the killed ones included.

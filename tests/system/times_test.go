@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// times are the times that are shown at the end.
+// times are the times that are shown as they are noted, and together at the end.
 var times table
 
 // table is lines of what was measured.
@@ -21,7 +21,9 @@ type table struct {
 func (b *table) note(what string, took time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lines = append(b.lines, fmt.Sprintf("%8.1f s  %s", took.Seconds(), what))
+	line := fmt.Sprintf("%8.1f s  %s", took.Seconds(), what)
+	b.lines = append(b.lines, line)
+	fmt.Println(line)
 }
 
 func (b *table) text(what, text string) {

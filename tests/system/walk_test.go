@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"os/exec"
 	"path"
 	"slices"
 	"strconv"
@@ -80,16 +79,13 @@ func describe(files map[string]*file) string {
 }
 
 // walkStore walks a snapshot where the store has it mounted.
-func walkStore(ctx context.Context, t *testing.T, dir string) map[string]*file {
+func (w *world) walkStore(ctx context.Context, t *testing.T, s snapshot) map[string]*file {
 	t.Helper()
-	cmd := exec.CommandContext(ctx, "testdata/walk", dir)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	r, err := w.host.walk(ctx, s.id)
 	if err != nil {
-		t.Fatalf("walk %s: %v: %s", dir, err, stderr.String())
+		t.Fatal(err)
 	}
-	files, err := parseWalk(out)
+	files, err := parseWalk([]byte(r.stdout))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
 
-	"sidus/btrfs"
-	"sidus/image/store"
 	"sidus/tests/lab"
 )
 
@@ -19,8 +16,9 @@ import (
 // a server in it that serves three networks, and what one lane waits for in
 // the other.
 type world struct {
-	site   *site
 	lab    *lab.Lab
+	host   host
+	site   *site
 	server *server
 
 	v1, v2, v3 snapshot
@@ -51,13 +49,6 @@ func (e event) wait(ctx context.Context, t *testing.T) {
 	}
 }
 
-// The networks of the lab. The server has the first address of each.
-var (
-	alphaNet = netip.MustParsePrefix("10.77.0.1/24") // leases of two minutes
-	betaNet  = netip.MustParsePrefix("10.78.0.1/24")
-	gammaNet = netip.MustParsePrefix("10.79.0.1/24") // another server gives the addresses
-)
-
 func needMachines(t *testing.T) {
 	t.Helper()
 	why := ""
@@ -78,10 +69,24 @@ func needMachines(t *testing.T) {
 	t.Skip("SKIPPED: NO MACHINE WAS BOOTED: the whole-system tests cannot run: " + why)
 }
 
-// prepare builds the trees, makes the networks and starts the server.
+// prepare makes the networks and the store, builds the trees and starts the
+// server.
 func (w *world) prepare(ctx context.Context, t *testing.T) {
 	t.Helper()
-	w.site = newSite(ctx, t)
+	var err error
+	if w.lab, err = lab.New(lab.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	closeLab := func() {
+		if err := w.lab.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(closeLab)
+	w.host = newHost(ctx, t, w.lab)
+	// What serves ends before the store of the host is unmounted.
+	t.Cleanup(closeLab)
+	w.site = &site{w.host}
 	// The head starts from what was built last: that is not the one to delete.
 	w.v3 = w.site.build(ctx, t, "3")
 	w.v1 = w.site.build(ctx, t, "1")
@@ -92,25 +97,10 @@ func (w *world) prepare(ctx context.Context, t *testing.T) {
 	w.site.must(ctx, t, "promote", w.v1.ref, "--channel", "beta")
 	w.site.must(ctx, t, "promote", w.v3.ref, "--channel", "beta")
 	w.site.must(ctx, t, "network", "add", "alpha", "--subnet", alphaNet.Masked().String(), "--mode", "full",
-		"--range", "10.77.0.100-10.77.0.199", "--lease", "2m", "--domain", "lab.example", "--dns", "10.77.0.1")
+		"--range", "10.77.0.100-10.77.0.199", "--lease", w.lease().String(), "--domain", "lab.example", "--dns", "10.77.0.1")
 	w.site.must(ctx, t, "network", "add", "beta", "--subnet", betaNet.Masked().String(), "--mode", "full", "--range", "10.78.0.100-10.78.0.199")
 	w.site.must(ctx, t, "network", "add", "gamma", "--subnet", gammaNet.Masked().String(), "--channel", "")
-
-	var err error
-	if w.lab, err = lab.New(lab.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := w.lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	for name, prefix := range map[string]netip.Prefix{"alpha": alphaNet, "beta": betaNet, "gamma": gammaNet, "dead": {}} {
-		if _, err := w.lab.AddBridge(name, prefix); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.server = &server{site: w.site, lab: w.lab}
+	w.server = &server{host: w.host}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the end of the server's log:\n%s", tail(w.server.log(), 120))
@@ -123,6 +113,10 @@ func (w *world) prepare(ctx context.Context, t *testing.T) {
 	times.note("start serving three networks", time.Since(begun))
 }
 
+// lease is how long a lease of the network alpha lasts. A machine that serves
+// may be away for most of it.
+func (w *world) lease() time.Duration { return time.Minute * (1 + w.host.patience()) }
+
 // pxelinux makes the firmware of the machines, which is iPXE, load PXELINUX as
 // other firmware would.
 const pxelinux = "--no-ipxe-script"
@@ -130,7 +124,11 @@ const pxelinux = "--no-ipxe-script"
 // TestSystem runs the scenarios that doc.go tells of.
 func TestSystem(t *testing.T) {
 	needMachines(t)
-	limited, stop := context.WithTimeoutCause(t.Context(), 35*time.Minute, errors.New("the time of the whole-system tests is over"))
+	limit := 35 * time.Minute
+	if onMachine() {
+		limit = 90 * time.Minute
+	}
+	limited, stop := context.WithTimeoutCause(t.Context(), limit, errors.New("the time of the whole-system tests is over"))
 	defer stop()
 	ctx, cancel := context.WithCancelCause(limited)
 	defer cancel(nil)
@@ -167,28 +165,4 @@ func TestSystem(t *testing.T) {
 		times.note("stop the server", time.Since(begun))
 		w.site.must(ctx, t, "check")
 	})
-}
-
-// mounted calls use with the folder at which the store has a snapshot mounted.
-func (w *world) mounted(ctx context.Context, t *testing.T, s snapshot, use func(dir string)) {
-	t.Helper()
-	opened, err := btrfs.Open(ctx, btrfs.Options{File: w.site.state + "/store/store.img"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := opened.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	mount, err := opened.MountSnapshot(ctx, store.SnapshotID(s.id))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := mount.Unmount(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	}()
-	use(mount.Path())
 }
