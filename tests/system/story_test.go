@@ -62,8 +62,9 @@ func (w *world) alpha(ctx context.Context, t *testing.T) {
 		m.checkRuns(ctx, t, w.v1, channel)
 		w.alpha1 = m.identity(ctx, t)
 		// Nobody has added it, so it has no name of its own.
-		m.expect(ctx, t, "sidus-000102", "hostname")
-		m.expect(ctx, t, "sidus-000102", "cat /etc/hostname")
+		name := "sidus-" + strings.ReplaceAll(m.mac, ":", "")[6:]
+		m.expect(ctx, t, name, "hostname")
+		m.expect(ctx, t, name, "cat /etc/hostname")
 		m.expect(ctx, t, "search lab.example\nnameserver 10.77.0.1", "cat /etc/resolv.conf")
 		m.expect(ctx, t, "active\nactive\nactive\nactive", "systemctl is-active multi-user.target sidus-lease sidus-agent ssh")
 		// The upper layer takes what is written, the lower one keeps its own.

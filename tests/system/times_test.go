@@ -21,9 +21,13 @@ type table struct {
 func (b *table) note(what string, took time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	line := fmt.Sprintf("%8.1f s  %s", took.Seconds(), what)
+	line := timeLine(what, took)
 	b.lines = append(b.lines, line)
 	fmt.Println(line)
+}
+
+func timeLine(what string, took time.Duration) string {
+	return fmt.Sprintf("%8.1f s  %s", took.Seconds(), what)
 }
 
 func (b *table) text(what, text string) {
@@ -39,8 +43,7 @@ func TestMain(m *testing.M) {
 	begun := time.Now()
 	status := m.Run()
 	if len(times.lines) > 0 {
-		times.note("in all", time.Since(begun))
-		fmt.Println("\nWhat took how long:\n" + strings.Join(times.lines, "\n") + "\n")
+		fmt.Println("\nWhat took how long:\n" + strings.Join(times.lines, "\n") + "\n" + timeLine("in all", time.Since(begun)) + "\n")
 	}
 	os.Exit(status)
 }
