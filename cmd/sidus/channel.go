@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
+	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
@@ -168,5 +170,16 @@ func channelDeleteCommand() *cli.Command {
 			}
 			return print(c, map[string]string{"deleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "deleted the channel %s\n", args[0]) })
 		}),
+	}
+}
+
+// warnOfMissingChannel says that nothing was promoted to a channel yet that
+// somebody is to follow: it may come later, or the name is mistyped.
+func warnOfMissingChannel(ctx context.Context, s *site, channel *string) {
+	if channel == nil || *channel == "" {
+		return
+	}
+	if _, err := s.manager.Channel(ctx, *channel); errors.Is(err, store.ErrNotFound) {
+		logrus.Warnf("there is no channel %s yet, so there is nothing to boot: `sidus promote TREE@SNAP --channel %[1]s` makes it", *channel)
 	}
 }

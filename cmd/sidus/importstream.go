@@ -53,7 +53,7 @@ func importStream(ctx context.Context, c *cli.Context, s *site, path, tree strin
 		return err
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("import %s: %w", options.Source, err)
 	}
 	bar.finish()
 	return print(c, snapshot, func(w io.Writer) {

@@ -144,6 +144,7 @@ func networkAddCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			warnOfMissingChannel(ctx, s, change.Channel)
 			return print(c, network, func(w io.Writer) { fmt.Fprintln(w, networkSentence(network)) })
 		}),
 	}
@@ -168,6 +169,7 @@ func networkSetCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			warnOfMissingChannel(ctx, s, change.Channel)
 			return print(c, network, func(w io.Writer) { fmt.Fprintln(w, networkSentence(network)) })
 		}),
 	}

@@ -77,6 +77,7 @@ func nodeAddCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			warnOfMissingChannel(ctx, s, change.Channel)
 			return print(c, added, func(w io.Writer) { fmt.Fprintf(w, "added node %s (%s)\n", added.Label(), added.MAC) })
 		}),
 	}
@@ -100,6 +101,7 @@ func nodeSetCommand() *cli.Command {
 			if _, err := s.registry().SetNode(ctx, s.by(), args[0], change); err != nil {
 				return err
 			}
+			warnOfMissingChannel(ctx, s, change.Channel)
 			name := args[0]
 			if change.Name != nil && *change.Name != "" {
 				name = *change.Name
