@@ -86,7 +86,7 @@ func (s *Store) hold(i item) (store.Mount, error) {
 		s.mu.Lock()
 		s.mounts--
 		s.mu.Unlock()
-		return dir.Close()
+		return backend.Unlock(dir)
 	}}, nil
 }
 

@@ -223,7 +223,7 @@ func (s *Store) destroyAt(i item, path string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = backend.Unlock(root) }()
 	if inside, err := s.mountsIn(i); err != nil {
 		return err
 	} else if len(inside) > 0 {

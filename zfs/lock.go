@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // workLock says that a process is at work on something. The kernel drops it
@@ -50,5 +51,5 @@ func (s *Store) lockWork(name string) (*workLock, error) {
 // release gives the lock back, and removes its file while nobody else has it.
 func (l *workLock) release() {
 	_ = os.Remove(l.file.Name())
-	_ = l.file.Close()
+	_ = backend.Unlock(l.file)
 }

@@ -27,6 +27,9 @@ type Suite struct {
 	// Programs are the import paths of commands that lie beside the test
 	// program, under the last element of their path.
 	Programs []string
+	// Files of this machine lie there, too, under the last element of their path,
+	// which is relative to the folder of the test that runs the suite.
+	Files []string
 	// Setup is a shell command that runs before, as root; empty means none.
 	Setup string
 	// Timeout is how long it may run; 0 means 30 minutes.
@@ -153,6 +156,11 @@ func (s Suite) build(ctx context.Context, dir string) error {
 	}
 	for _, p := range s.Programs {
 		if err := buildProgram(ctx, p, filepath.Join(dir, path.Base(p))); err != nil {
+			return err
+		}
+	}
+	for _, file := range s.Files {
+		if err := copyFile(file, filepath.Join(dir, filepath.Base(file))); err != nil {
 			return err
 		}
 	}

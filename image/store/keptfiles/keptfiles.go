@@ -45,10 +45,10 @@ func Write(folder, name string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close() // ends the lock, too
 	if err := backend.Flock(dir, unix.LOCK_EX); err != nil {
-		return err
+		return errors.Join(err, dir.Close())
 	}
+	defer func() { _ = backend.Unlock(dir) }()
 	// The file has no name until it is complete.
 	fd, err := unix.Open(folder, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {

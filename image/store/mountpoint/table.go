@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 )
 
 // Table is a folder of mount points. Its methods may be called from several
@@ -65,7 +66,7 @@ func (t *Table) Hold(name string, mount func(folder string) error) (*Held, error
 	if err != nil {
 		return nil, err
 	}
-	defer gate.Close()
+	defer func() { _ = backend.Unlock(gate) }()
 	// Whoever has it exclusively has the gate too: this never waits.
 	held, err := lock(t.Path(name)+heldSuffix, unix.LOCK_SH)
 	if err != nil {
@@ -75,7 +76,7 @@ func (t *Table) Hold(name string, mount func(folder string) error) (*Held, error
 	defer func() {
 		if !done { // also when mount panics
 			_ = t.forget(name)
-			_ = held.Close()
+			_ = backend.Unlock(held)
 		}
 	}()
 	if err := t.mountIfMissing(name, mount); err != nil {
@@ -111,10 +112,10 @@ func (h *Held) release() error {
 	t := h.table
 	gate, err := lock(t.Path(h.name)+gateSuffix, unix.LOCK_EX)
 	if err != nil {
-		return errors.Join(err, h.held.Close())
+		return errors.Join(err, backend.Unlock(h.held))
 	}
-	defer gate.Close()
-	if err := h.held.Close(); err != nil {
+	defer func() { _ = backend.Unlock(gate) }()
+	if err := backend.Unlock(h.held); err != nil {
 		return err
 	}
 	alone, err := lock(t.Path(h.name)+heldSuffix, unix.LOCK_EX|unix.LOCK_NB)
@@ -123,7 +124,7 @@ func (h *Held) release() error {
 	} else if err != nil {
 		return err
 	}
-	defer alone.Close()
+	defer func() { _ = backend.Unlock(alone) }()
 	return t.takeAway(h.name)
 }
 
@@ -147,7 +148,7 @@ func (t *Table) Exclude(name string) (*Excluded, error) {
 		err = fmt.Errorf("%w: it is mounted at %s", store.ErrInUse, t.Path(name))
 	}
 	if err != nil {
-		_ = gate.Close()
+		_ = backend.Unlock(gate)
 		return nil, err
 	}
 	e := &Excluded{table: t, name: name, gate: gate, held: held}
@@ -161,8 +162,8 @@ func (t *Table) Exclude(name string) (*Excluded, error) {
 // Release lets others use the thing again.
 func (e *Excluded) Release() {
 	_ = e.table.forget(e.name)
-	_ = e.held.Close()
-	_ = e.gate.Close()
+	_ = backend.Unlock(e.held)
+	_ = backend.Unlock(e.gate)
 }
 
 // takeAway unmounts a thing that nobody holds, and forgets it. The gate is

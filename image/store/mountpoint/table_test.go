@@ -193,6 +193,42 @@ func TestHelperHolds(t *testing.T) {
 	_ = held.Release()
 }
 
+// TestProgramBeingStarted: between fork and exec a program has the files of
+// the process that starts it, and with them their locks. What was given back
+// is given back nevertheless.
+func TestProgramBeingStarted(t *testing.T) {
+	table, _ := newTable(t)
+	held, err := table.Hold("a", tmpfs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inChild, err := unix.Dup(int(held.held.Fd())) // the same open file, as a child has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inChild)
+	if err := held.Release(); err != nil {
+		t.Fatal(err)
+	}
+	excluded, err := table.Exclude("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inChild, err = unix.Dup(int(excluded.held.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inChild)
+	excluded.Release()
+	if held, err = table.Hold("a", tmpfs); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.Release(); err != nil {
+		t.Fatal(err)
+	}
+	empty(t, table)
+}
+
 func TestManyAtOnce(t *testing.T) {
 	table, _ := newTable(t)
 	var group sync.WaitGroup
