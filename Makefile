@@ -22,7 +22,7 @@ export SIDUS_TEST_CACHE ?= /var/cache/sidus-tests
 
 export SIDUS_BIN := $(CURDIR)/bin/sidus
 
-.PHONY: help build demo test unit system lab lab-test long check fmt vet lint vuln fuzz bench failover install uninstall clean deps test-deps
+.PHONY: help build demo test unit system lab lab-test long check fmt vet lint vuln fuzz bench failover reset-test install uninstall clean deps test-deps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ endif
 
 failover: test-deps build ## a running machine goes on when its server dies and another takes over
 	go test -count=1 -timeout 40m -v ./tests/failover
+
+reset-test: test-deps build lab ## the server machine is reset while it receives, branches, rolls back and collects, on ZFS and LVM
+	go test -count=1 -timeout 24h -v ./tests/reset
 
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
 	go run ./tests/labdisk/cmd/labdisk

@@ -166,7 +166,7 @@ func (s *Server) WaitReady(ctx context.Context) error {
 // sshArgs are ssh's arguments for a command line of the machine's shell.
 func (s *Server) sshArgs(commandLine string, more ...string) []string {
 	return append(append([]string{"-F", "/dev/null", "-i", s.key, "-o", "UserKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
-		"-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "ServerAliveInterval=20"}, more...), "root@"+s.address.String(), commandLine)
+		"-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "-o", "ServerAliveInterval=20"}, more...), "root@"+s.address.String(), commandLine)
 }
 
 // Command is a program of the machine, to be started in the lab's network
