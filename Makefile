@@ -113,10 +113,10 @@ soak: ## connections that come, stall and break for SOAKTIME (10m), under the ra
 	CGO_ENABLED=1 SIDUS_SOAK_TIME=$(SOAKTIME) go test -race -count=1 -timeout 0 -v -run '^TestSoak$$' ./export/nfs
 
 bench: test-deps agent ## benchmarks, as ratios against a peer in the same run
-	go run ./tests/bench
 	SIDUS_LAB_TESTS=1 SIDUS_TEST_FRESH=1 go test -count=1 -timeout 30m -v -run '^TestBesideKernel$$' ./export/nfs
 	go test -run '^$$' -bench . -benchtime 5x ./btrfs ./tests/storebench
 	SIDUS_LAB_TESTS=1 SIDUS_TEST_FRESH=1 go test -count=1 -timeout 60m -v -run '^TestInLab$$' ./tests/storebench
+	go run ./tests/bench
 
 install: build ## install sidus, its systemd unit and its recipes below PREFIX (/usr/local)
 	install -D -m 755 bin/sidus $(DESTDIR)$(PREFIX)/sbin/sidus

@@ -14,7 +14,6 @@ import (
 type client struct {
 	addr    netip.Addr
 	conns   atomic.Int32  // written with clients.mu held
-	turns   chan struct{} // one place for each connection that is being answered, see conn.takeTurn
 	work    chan struct{} // one place for each call that waits for a disk
 	refused atomic.Bool   // a refusal was logged
 
@@ -22,6 +21,10 @@ type client struct {
 
 	mu    sync.Mutex
 	heard map[[16]byte]*atomic.Int64 // Unix milliseconds of the last call, by snapshot
+
+	// Protected by turns.mu.
+	waiting workers
+	next    *client // the one whose turn comes after its
 }
 
 // clients are all clients.
@@ -29,7 +32,6 @@ type clients struct {
 	mu    sync.Mutex
 	all   map[netip.Addr]*client
 	conns int
-	turns int // of each client
 }
 
 // maxQuietClients bounds how many clients are remembered.
@@ -45,7 +47,7 @@ func (c *clients) enter(addr netip.Addr, l *Limits) (*client, bool) {
 		if len(c.all) >= maxQuietClients {
 			c.dropQuiet()
 		}
-		p = &client{addr: addr, work: make(chan struct{}, l.WaitingPerClient), turns: make(chan struct{}, c.turns), heard: map[[16]byte]*atomic.Int64{}}
+		p = &client{addr: addr, work: make(chan struct{}, l.WaitingPerClient), heard: map[[16]byte]*atomic.Int64{}}
 		c.all[addr] = p
 	}
 	if c.conns >= l.Connections || int(p.conns.Load()) >= l.ConnectionsPerClient {
@@ -79,6 +81,13 @@ func (c *clients) leave(p *client) {
 	defer c.mu.Unlock()
 	c.conns--
 	p.conns.Add(-1)
+}
+
+// others tells whether other clients than p are connected.
+func (c *clients) others(p *client) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conns > int(p.conns.Load())
 }
 
 func (c *clients) list() []*client {

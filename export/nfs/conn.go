@@ -22,13 +22,11 @@ const (
 	// flushSize is how many bytes of replies are gathered before they are
 	// written, even if more requests are waiting.
 	flushSize = 64 << 10
-	// turnCost is what a busy connection may cost before others get their turn:
-	// 1 for each call, and 1 for each costBytes of replies.
-	turnCost  = 64
-	costBytes = 16 << 10
-	// usualConnections is how many connections a client has at most that is no
-	// burden: Linux' nconnect is 16 or less.
-	usualConnections = 16
+	// unsentSize is how many bytes of replies the socket of a busy connection
+	// takes before the client is ready for them (tcp(7), TCP_NOTSENT_LOWAT). What it has taken, the
+	// kernel sends in one go as soon as the client makes room, before anything
+	// else that the processor has to do: megabytes would delay other clients.
+	unsentSize = 256 << 10
 	// outputSize has room for what is gathered and the largest reply after it.
 	outputSize = flushSize + maxDirectoryReply + 1<<10
 )
@@ -46,9 +44,7 @@ type conn struct {
 	heard  *atomic.Int64 // when the client last used heardID
 	whose  [16]byte
 
-	cost int  // of the calls since the connection last waited for its client or a turn
-	bulk bool // it has a place among the busy ones
-	turn bool // it has one of the turns of its client
+	worker worker // the goroutine of the connection
 
 	// Requests: in[r:w] is not taken yet. The record being taken has
 	// fragments, of which length bytes from base on are together; next is
@@ -60,7 +56,9 @@ type conn struct {
 	readFn             func(fd uintptr) bool
 	readErr            error
 	stopping           atomic.Bool
-	deadline           bool // a deadline for reading is set
+	deadline           bool        // a deadline for reading is set
+	asked              bool        // the socket had nothing: it was waited for
+	limited            atomic.Bool // the socket takes no more than unsentSize
 
 	output *[]byte
 
@@ -74,7 +72,8 @@ type conn struct {
 	writeErr error
 	broken   bool
 	armed    bool // a deadline for writing is set
-	byOther  bool // the writer is a deferred call
+	writer   *worker
+	full     bool // the socket took no more: it was waited for
 
 	slots    chan struct{} // places of deferred calls
 	deferred sync.WaitGroup
@@ -87,6 +86,7 @@ func newConn(s *Server, tcp *net.TCPConn, peer netip.AddrPort, p *client) (*conn
 	}
 	c := &conn{s: s, tcp: tcp, raw: raw, peer: peer, client: p}
 	c.call.s, c.call.conn = s, c
+	c.worker.turns, c.worker.client = &s.turns, p
 	c.readFn, c.writeFn = c.readSome, c.writeSome
 	return c, nil
 }
@@ -106,7 +106,7 @@ func (c *conn) serve() {
 		if p := recover(); p != nil {
 			c.s.log.WithField("client", c.peer).Errorf("fault while answering: %v\n%s", p, debug.Stack())
 		}
-		c.giveWay()
+		c.worker.pause()
 		c.call.release()
 		_ = c.tcp.Close()
 		c.deferred.Wait()
@@ -118,7 +118,6 @@ func (c *conn) serve() {
 			c.logEnd(err)
 			return
 		}
-		c.takeTurn()
 		err := c.answerAll()
 		if errFlush := c.flush(); err == nil {
 			err = errFlush
@@ -148,10 +147,13 @@ func (c *conn) answerAll() error {
 	k := &c.call
 	began := c.s.stats.now()
 	for {
-		if c.cost++; c.cost >= turnCost {
-			if err := c.nextTurn(); err != nil {
+		if c.worker.over() {
+			// Nothing that is answered is held back meanwhile.
+			if err := c.flushKeep(); err != nil {
 				return err
 			}
+			c.limit()
+			c.worker.yield()
 			began = c.s.stats.now()
 		}
 		record, err := c.nextRecord()
@@ -163,6 +165,7 @@ func (c *conn) answerAll() error {
 			k.out = (*c.output)[:0]
 		}
 		before := len(k.out)
+		c.worker.cost++
 		result := k.run(record)
 		switch result {
 		case deferred:
@@ -173,7 +176,7 @@ func (c *conn) answerAll() error {
 			continue
 		case streamed:
 			k.stat.bytes = k.length
-			err := c.stream(k)
+			err := c.stream(k, &c.worker)
 			k.out = k.out[:0]
 			if err != nil {
 				return err
@@ -190,54 +193,28 @@ func (c *conn) answerAll() error {
 				before = 0
 			}
 		}
-		k.stat.bytes += max(0, len(k.out)-before)
-		c.cost += k.stat.bytes / costBytes
+		if reply := len(k.out) - before; reply > 0 {
+			k.stat.bytes += reply
+			c.worker.cost += reply / costBytes
+		}
 		now := c.s.stats.now()
 		c.note(k, now-began)
 		began = now
 	}
 }
 
-// nextTurn is called when a connection has been busy for a while without
-// having to wait for its client. Such connections share a few places, one less
-// than there are processors, and take turns: so there is a processor left that
-// hears at once of the others. (While all processors are busy, Go looks at the
-// network every 10 ms only.)
-func (c *conn) nextTurn() error {
-	// Nothing that is answered is held back meanwhile.
-	if err := c.flushKeep(); err != nil {
-		return err
-	}
-	c.cost = 0
-	c.giveWay()
-	c.takeTurn()
-	c.s.bulk <- struct{}{}
-	c.bulk = true
-	return nil
-}
-
-// takeTurn waits, if the client has unusually many connections, for one of the
-// turns that they share: they get no more of the processors than one busy
-// connection does.
-func (c *conn) takeTurn() {
-	if c.turn || c.client.conns.Load() <= usualConnections {
+// limit is called when the connection has been busy for the length of a turn.
+// If there are other clients, its socket takes less from now on. (It takes some
+// of the speed of large reads, so a client that is alone is spared.)
+func (c *conn) limit() {
+	if c.limited.Load() || !c.s.clients.others(c.client) {
 		return
 	}
-	c.giveWay() // who has a place does not wait for a turn
-	c.client.turns <- struct{}{}
-	c.turn = true
-}
-
-// giveWay gives place and turn back, before the connection waits for something.
-func (c *conn) giveWay() {
-	if c.bulk {
-		c.bulk = false
-		<-c.s.bulk
-	}
-	if c.turn {
-		c.turn = false
-		<-c.client.turns
-	}
+	c.limited.Store(true)
+	_ = c.raw.Control(func(fd uintptr) {
+		// A kernel that does not know it takes more at once.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentSize)
+	})
 }
 
 // flush writes what has been answered, and gives the buffer back.
@@ -259,31 +236,27 @@ func (c *conn) flushKeep() error {
 	if len(c.call.out) == 0 {
 		return nil
 	}
-	c.lockWrite()
-	c.byOther = false
+	c.lockWrite(&c.worker)
 	err := c.write(c.call.out, nil, 0, 0)
 	c.mu.Unlock()
 	c.call.out = c.call.out[:0]
 	return err
 }
 
-// lockWrite locks mu for the goroutine of the connection.
-func (c *conn) lockWrite() {
+// lockWrite locks mu for a worker.
+func (c *conn) lockWrite(w *worker) {
 	if !c.mu.TryLock() {
-		c.giveWay()
+		w.pause() // who has a turn waits for nobody
 		c.mu.Lock()
 	}
+	c.writer = w
+	w.resume()
 }
 
 // stream writes the replies gathered in a call, and then file data with its
 // padding. It gives the file back.
-func (c *conn) stream(k *call) error {
-	if k.wait {
-		c.mu.Lock()
-	} else {
-		c.lockWrite()
-	}
-	c.byOther = k.wait
+func (c *conn) stream(k *call, w *worker) error {
+	c.lockWrite(w)
 	err := c.write(k.out, k.file, k.offset, k.length)
 	if pad := -k.length & 3; err == nil && pad > 0 {
 		err = c.write(zeros[:pad], nil, 0, 0)
@@ -369,6 +342,10 @@ func (c *conn) makeRoom() {
 
 // readSome reads what the socket has. It returns false if that is nothing.
 func (c *conn) readSome(fd uintptr) bool {
+	if c.asked {
+		c.asked = false
+		c.worker.resume()
+	}
 	if c.in == nil {
 		c.input = c.s.inputs.Get().(*[]byte)
 		c.in = *c.input
@@ -384,8 +361,9 @@ func (c *conn) readSome(fd uintptr) bool {
 			return true
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
-			c.cost = 0
-			c.giveWay()
+			c.worker.pause()
+			c.worker.busy = false
+			c.asked = true
 			if c.w == 0 {
 				c.dropInput()
 			} else if !c.call.refused && !c.stopping.Load() {
@@ -472,6 +450,10 @@ func (c *conn) write(b []byte, f *openFile, offset int64, length int) error {
 
 // writeSome writes what the socket takes. It returns false if there is more.
 func (c *conn) writeSome(fd uintptr) bool {
+	if c.full {
+		c.full = false
+		c.writer.resume()
+	}
 	for len(c.buf) > 0 || c.left > 0 {
 		var n int
 		var err error
@@ -486,7 +468,11 @@ func (c *conn) writeSome(fd uintptr) bool {
 				err = errno
 			}
 		} else {
-			n, err = unix.Sendfile(int(fd), c.file, &c.offset, c.left)
+			if c.writer.over() {
+				c.limit()
+				c.writer.yield()
+			}
+			n, err = unix.Sendfile(int(fd), c.file, &c.offset, min(c.left, pieceSize))
 			if n == 0 && err == nil {
 				err = errShort
 			}
@@ -496,11 +482,11 @@ func (c *conn) writeSome(fd uintptr) bool {
 			c.buf = c.buf[n:]
 		case err == nil:
 			c.left -= n
+			c.writer.cost += 1 + n/costBytes
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
-			if !c.byOther {
-				c.giveWay()
-			}
+			c.writer.pause()
+			c.full = true
 			c.armed = true
 			_ = c.tcp.SetWriteDeadline(time.Now().Add(c.s.limits.StallTimeout))
 			return false

@@ -6,6 +6,7 @@ import "runtime/debug"
 // has to wait for a disk or for a snapshot.
 type deferredCall struct {
 	call
+	worker worker
 	record []byte
 	began  int64
 }
@@ -23,11 +24,13 @@ func (c *conn) deferCall(record []byte) error {
 		if err := c.flushKeep(); err != nil {
 			return err
 		}
-		c.giveWay()
+		c.worker.pause()
 		c.slots <- struct{}{}
+		c.worker.resume()
 	}
 	d := c.s.calls.Get().(*deferredCall)
 	d.s, d.conn, d.wait = c.s, c, true
+	d.worker.turns, d.worker.client = &c.s.turns, c.client
 	d.record = append(d.record[:0], record...)
 	d.began = c.s.stats.now()
 	c.deferred.Add(1)
@@ -43,11 +46,12 @@ func (c *conn) runDeferred(d *deferredCall) {
 			c.s.log.WithField("client", c.peer).Errorf("fault while answering: %v\n%s", p, debug.Stack())
 			_ = c.tcp.Close()
 		}
+		d.worker.pause()
 		d.release()
 		if cap(d.out) > 2*largeRead {
 			d.out = nil
 		}
-		d.conn = nil
+		d.conn, d.worker.client = nil, nil
 		c.s.calls.Put(d)
 		<-c.client.work
 		<-c.slots
@@ -59,11 +63,10 @@ func (c *conn) runDeferred(d *deferredCall) {
 	switch k.run(d.record) {
 	case streamed:
 		k.stat.bytes = len(k.out) + k.length
-		err = c.stream(k)
+		err = c.stream(k, &d.worker)
 	case answered:
 		k.stat.bytes = len(k.out)
-		c.mu.Lock()
-		c.byOther = true
+		c.lockWrite(&d.worker)
 		err = c.write(k.out, nil, 0, 0)
 		c.mu.Unlock()
 	}

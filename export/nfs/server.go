@@ -53,8 +53,8 @@ type Server struct {
 	clients   clients
 	mounts    mounts
 	stats     stats
+	turns     turns
 	disk      chan struct{} // a place for each read that waits for a disk
-	bulk      chan struct{} // a place for each connection that is busy without a pause
 	inputs    sync.Pool     // *[]byte of inputSize
 	outputs   sync.Pool     // *[]byte of outputSize
 	scratch   sync.Pool     // *[]byte for reading into the page cache
@@ -140,13 +140,15 @@ func (s *Server) start() {
 		s.small.init(s.limits.SmallFiles)
 		s.clients.all = map[netip.Addr]*client{}
 		s.disk = make(chan struct{}, s.limits.DiskReads)
-		// Busy connections leave one of Go's processors to the others (see
-		// conn.nextTurn). Where there is only one, the kernel shares it.
+		// Busy clients leave one of Go's processors to the others (see turns).
+		// Where there is only one, the kernel shares it.
 		if runtime.GOMAXPROCS(0) == 1 {
 			runtime.GOMAXPROCS(2)
 		}
-		s.bulk = make(chan struct{}, runtime.GOMAXPROCS(0)-1)
-		s.clients.turns = cap(s.bulk)
+		s.turns.free = runtime.GOMAXPROCS(0) - 1
+		if err := shortSlices(); err != nil {
+			s.log.WithError(err).Debug("the kernel's time slices are as long as usual")
+		}
 		s.inputs.New = func() any { b := make([]byte, inputSize); return &b }
 		s.outputs.New = func() any { b := make([]byte, 0, outputSize); return &b }
 		s.scratch.New = func() any { b := make([]byte, 64<<10); return &b }

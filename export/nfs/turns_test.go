@@ -1,21 +1,98 @@
 package nfs
 
 import (
+	"fmt"
 	"net"
-	"net/netip"
+	"runtime"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
-// TestManyConnections floods a server over more connections than a client
-// usually has, with small calls, large reads and calls that wait for a
+// TestTurnsOfClients: who has many connections has no more turns than who has
+// one.
+func TestTurnsOfClients(t *testing.T) {
+	turns := &turns{}
+	many, few := &client{}, &client{}
+	var names []string
+	all := map[*worker]string{}
+	wait := func(p *client, name string) {
+		w := &worker{turns: turns, client: p}
+		all[w] = name
+		turns.push(w)
+	}
+	for i := range 100 {
+		wait(many, fmt.Sprint("many", i))
+	}
+	wait(few, "few0")
+	wait(few, "few1")
+	for range 6 {
+		names = append(names, all[turns.pop()])
+	}
+	// Who comes back has to wait for the others of its client.
+	wait(few, "few2")
+	for range 2 {
+		names = append(names, all[turns.pop()])
+	}
+	if got, want := strings.Join(names, " "), "many0 few0 many1 few1 many2 many3 many4 few2"; got != want {
+		t.Errorf("%s instead of %s", got, want)
+	}
+	for range 95 {
+		if turns.pop() == nil {
+			t.Fatal("somebody was forgotten")
+		}
+	}
+	if turns.pop() != nil || turns.first != nil {
+		t.Error("somebody waits for ever")
+	}
+}
+
+// TestTurnsAtOnce has many workers of several clients share three turns: never
+// more than three work, and all come to an end.
+func TestTurnsAtOnce(t *testing.T) {
+	turns := &turns{free: 3}
+	var working, most atomic.Int32
+	var all sync.WaitGroup
+	for range 5 {
+		p := &client{}
+		p.conns.Store(usualConnections + 1)
+		for range 7 {
+			all.Go(func() {
+				w := &worker{turns: turns, client: p}
+				for round := range 200 {
+					w.resume()
+					n := working.Add(1)
+					for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+					}
+					runtime.Gosched()
+					working.Add(-1)
+					w.cost = turnCost
+					if round%3 == 0 {
+						w.yield()
+					} else {
+						w.pause()
+					}
+				}
+				w.pause()
+			})
+		}
+	}
+	all.Wait()
+	if n := most.Load(); n < 1 || n > 3 || turns.free != 3 || turns.first != nil {
+		t.Errorf("%d worked at once; %d turns are free", n, turns.free)
+	}
+}
+
+// TestManyConnections floods a server over many connections, with small calls, large reads and calls that wait for a
 // snapshot: all are answered, and meanwhile another client is.
 func TestManyConnections(t *testing.T) {
 	s := serveTree(t, makeTree(t))
 	c := dial(t, s)
 	top := c.root("/channel/default")
 	big, three := c.lookup(top, "big"), c.lookup(top, "three")
-	const conns, rounds, calls = 3 * usualConnections, 20, 70
+	const conns, rounds, calls = 48, 20, 70
 	var all sync.WaitGroup
 	for range conns {
 		c := dial(t, s)
@@ -54,10 +131,16 @@ func TestManyConnections(t *testing.T) {
 		h.receive()
 	}
 	all.Wait()
-	s.clients.mu.Lock()
-	p := s.clients.all[netip.MustParseAddr("127.0.0.1")]
-	s.clients.mu.Unlock()
-	if len(p.turns) > cap(p.turns) || cap(p.turns) < 1 {
-		t.Errorf("%d of %d turns are taken", len(p.turns), cap(p.turns))
+	// All turns are given back when the last connection waits for its client.
+	for limit := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.turns.mu.Lock()
+		free, waits := s.turns.free, s.turns.first != nil
+		s.turns.mu.Unlock()
+		if free == runtime.GOMAXPROCS(0)-1 && !waits {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("%d turns are free of %d; does anybody wait: %v", free, runtime.GOMAXPROCS(0)-1, waits)
+		}
 	}
 }

@@ -7,8 +7,8 @@
 //
 // It runs as root, from the top of the repository, and needs Debian's
 // nfs-ganesha and nfs-ganesha-vfs. Everything is in namespaces of its own.
-// It fails if an answer of a server is wrong or a benchmark cannot be run; a
-// target that is missed is shown.
+// It fails if an answer of a server is wrong, if a benchmark cannot be run, and
+// at the end if a target was missed.
 package main
 
 import (
