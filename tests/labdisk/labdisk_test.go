@@ -11,8 +11,8 @@ import (
 )
 
 // core are the tests of a backend that are run with -short: that it does what
-// it is for. All tests take half an hour where the machine is emulated.
-const core = "^(TestDataset|TestThinPool|TestNative|TestNativeStreams)$/^(life-cycle|isolation|metadata|in-use|exchange|refused-streams)$"
+// it is for. All tests take most of an hour where the machine is emulated.
+const core = "^(TestDataset|TestThinPool|TestNative|TestNativeStreams)$/^(life-cycle|isolation|metadata|in-use|receive-cut-at-each-step)$"
 
 // TestSuites runs the suites of the backends that need what the host may lack.
 // Some of their cases are shorter in the machine, where a program takes ten
