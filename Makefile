@@ -67,9 +67,9 @@ reset-test: test-deps build lab ## the server machine is reset while it receives
 lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
 	go run ./tests/labdisk/cmd/labdisk
 
-lab-test: lab ## the suites of the ZFS and LVM backends, and the kernel's NFS client and server, in that machine
+lab-test: lab ## in that machine: all tests of ZFS and LVM, the systemd unit, the kernel's NFS client and server
 	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 120m -v ./tests/labdisk/...
-	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 60m -v -run TestKernel ./export/knfsd ./cmd/sidus
+	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 60m -v -run 'TestKernel|TestUnit' ./export/knfsd ./cmd/sidus ./tests/service
 
 long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/liveupdate ./tests/commands ./btrfs

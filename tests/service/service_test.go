@@ -58,12 +58,12 @@ func TestUnit(t *testing.T) {
 		write(t, "/etc/systemd/system/sidus.service.d/kernel.conf", dropIn[1])
 		t.Cleanup(func() { do(t, "rm -r /etc/systemd/system/sidus.service.d; systemctl daemon-reload") })
 		do(t, "systemctl daemon-reload; systemctl start rpcbind nfs-server")
-		t.Cleanup(func() { do(t, "systemctl stop nfs-server") })
 		start(t)
 		if served := do(t, "exportfs -v"); !strings.Contains(served, "snapshot") {
 			t.Errorf("nothing is exported: %s", served)
 		}
-		do(t, "systemctl stop sidus")
+		// What it has exported stays, for those who run from it.
+		do(t, "systemctl stop sidus; exportfs -ua; systemctl stop nfs-server; umount /run/sidus/nfsd/snapshot/*")
 	})
 }
 
