@@ -42,8 +42,9 @@ type Options struct {
 }
 
 // ioDelay is how long the output of a program that has ended is waited for:
-// a child in the background may hold the pipe open.
-const ioDelay = 2 * time.Second
+// a child in the background may hold the pipe open. On a machine that stands
+// still for some seconds, what has ended needs them, too.
+const ioDelay = 10 * time.Second
 
 // Run runs a program and waits until it has ended. When ctx is done first, the
 // program's process group is killed.
