@@ -35,6 +35,14 @@ type operation struct {
 	commit func(tx *sql.Tx) error
 }
 
+// removesWhat says what the operation removes.
+func (op operation) removesWhat() string {
+	if op.action == "import" {
+		return "the volume that the import worked in"
+	}
+	return "the head before the " + op.action
+}
+
 // run does the operation. When it fails, store and catalog are as before; when
 // the process is cut, Repair makes them so.
 func (m *Manager) run(ctx context.Context, op operation) error {
@@ -76,7 +84,7 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 			}
 			if len(op.removes) > 0 {
 				// While the intent is there, nobody takes them for left over.
-				return retireVolumes(tx, op.removes, "the head before a "+op.action)
+				return retireVolumes(tx, op.removes, op.removesWhat())
 			}
 			return catalog.End(tx, id)
 		})
@@ -94,9 +102,9 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 	_, left, err := m.collectAfter(ctx, id, op.removes, nil)
 	if err != nil {
 		// The change itself is done.
-		m.log.WithError(err).Warnf("%s: the old head is left over; `sidus check --repair` removes it", op.action)
+		m.log.WithError(err).Warnf("%s is left over; `sidus check --repair` removes it", op.removesWhat())
 	}
-	m.warnRetired("the old head", left)
+	m.warnRetired(op.removesWhat(), left)
 	return nil
 }
 

@@ -26,7 +26,7 @@ type ReceiveOptions struct {
 	// replica takes it then, and else only a primary.
 	Replicated bool
 	// Take makes the snapshot in the store. It may make the volume scratch
-	// meanwhile, and destroys it again.
+	// meanwhile. It should destroy that again; what it leaves is destroyed.
 	Take func(ctx context.Context, scratch store.VolumeID) error
 }
 
@@ -51,6 +51,7 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 	op := operation{
 		action:    "import",
 		makes:     []store.VolumeID{scratch},
+		removes:   []store.VolumeID{scratch}, // if Take could not
 		snapshots: []store.SnapshotID{id},
 		check:     func(tx *sql.Tx) error { return checkReceived(tx, id, options.Replicated) },
 		// checkReceived looks at the role.

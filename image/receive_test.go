@@ -85,6 +85,47 @@ func TestReceive(t *testing.T) {
 	b.sound()
 }
 
+// TestReceiveDestroysScratch: what a receiver could not destroy itself is
+// destroyed, now or by the next who can.
+func TestReceiveDestroysScratch(t *testing.T) {
+	b := newBench(t)
+	options := b.received(1, string(store.NewVolumeID()))
+	take := options.Take
+	options.Take = func(ctx context.Context, scratch store.VolumeID) error {
+		b.store.FailOn("DestroyVolume", store.ErrInUse)
+		if err := take(ctx, scratch); !errors.Is(err, store.ErrInUse) {
+			t.Errorf("the scratch volume was destroyed: %v", err)
+		}
+		return nil
+	}
+	s, err := b.Receive(t.Context(), options)
+	b.must(err)
+	if b.read(s.ID, "file") != "received" {
+		t.Error("its content is another")
+	}
+	findings, err := b.Check(t.Context())
+	if err != nil || len(findings) != 1 || findings[0].Kind != FindingRetired {
+		t.Errorf("what is left is not on record: %+v, %v", findings, err)
+	}
+	b.store.FailOn("DestroyVolume", nil)
+	_, left, err := b.collectRetired(t.Context(), nil, true)
+	if err != nil || len(left) > 0 {
+		t.Fatalf("left %v, %v", left, err)
+	}
+	items, err := b.store.List(t.Context())
+	b.must(err)
+	volumes := 0
+	for _, item := range items {
+		if item.Kind == store.KindVolume {
+			volumes++
+		}
+	}
+	if volumes != 1 {
+		t.Errorf("the store holds %d volumes, and should hold the head alone", volumes)
+	}
+	b.sound()
+}
+
 func TestReceiveRefuses(t *testing.T) {
 	b := newBench(t)
 	local, s := b.tree("debian", 1)

@@ -71,7 +71,7 @@ func importPortable(ctx context.Context, s store.Store, r *Reader, m Manifest, o
 	}
 	defer func() {
 		if destroyErr := s.DestroyVolume(context.WithoutCancel(ctx), o.Volume); destroyErr != nil && err == nil && o.Log != nil {
-			o.Log.WithError(destroyErr).Warn("a volume stays behind; check --repair collects it")
+			o.Log.WithError(destroyErr).Debug("the volume that the import worked in is left to the caller")
 		}
 	}()
 	if err := unpackInto(ctx, s, o.Volume, r, o.Log); err != nil {
