@@ -124,12 +124,8 @@ func (o Options) importPool(ctx context.Context) (string, error) {
 	}
 	defer file.Close()
 	// Of several processes one imports it.
-	for {
-		if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err == nil {
-			break
-		} else if !errors.Is(err, unix.EINTR) {
-			return "", &os.PathError{Op: "flock", Path: o.File, Err: err}
-		}
+	if err := backend.Flock(file, unix.LOCK_EX); err != nil {
+		return "", &os.PathError{Op: "flock", Path: o.File, Err: err}
 	}
 	imported, err := o.imported(ctx)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"sidus/boot/protocol"
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 const (
@@ -38,15 +39,8 @@ func newSite(t *testing.T, ctx context.Context) *site {
 	t.Helper()
 	needMachines(t)
 	s := &site{tree: bootableTree(t)}
+	s.Lab = labtest.New(t, lab.Options{Dir: t.TempDir()})
 	var err error
-	if s.Lab, err = lab.New(lab.Options{Dir: t.TempDir()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	if _, err := s.AddBridge("lan", netip.PrefixFrom(server, 24)); err != nil {
 		t.Fatal(err)
 	}

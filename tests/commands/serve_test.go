@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 const (
@@ -44,14 +45,7 @@ func newWire(t *testing.T, network ...string) *wire {
 	t.Helper()
 	w := &wire{site: newSite(t)}
 	for _, l := range []**lab.Lab{&w.server, &w.client} {
-		made, err := lab.New(lab.Options{})
-		must(t, err)
-		*l = made
-		t.Cleanup(func() {
-			if err := made.Close(); err != nil {
-				t.Error(err)
-			}
-		})
+		*l = labtest.New(t, lab.Options{})
 	}
 	for _, args := range [][]string{
 		{"-netns", w.server.Name(), "link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", w.client.Name()},

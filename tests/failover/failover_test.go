@@ -18,19 +18,13 @@ import (
 	"time"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 const (
 	bridge = "lan"
 	shared = "10.80.0.10" // the address that moves
 )
-
-func binary() string {
-	if path := os.Getenv("SIDUS_BIN"); path != "" {
-		return path
-	}
-	return "../../bin/sidus"
-}
 
 func cacheDir() string {
 	if dir := os.Getenv("SIDUS_TEST_CACHE"); dir != "" {
@@ -50,8 +44,8 @@ func needs(t *testing.T) {
 			why = program + " is missing; tests/setup.sh test installs it"
 		}
 	}
-	if _, err := os.Stat(binary()); err != nil {
-		why = fmt.Sprintf("%v: `make build` makes it, and SIDUS_BIN names another", err)
+	if _, err := labtest.Program(); err != nil {
+		why = err.Error()
 	}
 	if why == "" {
 		return
@@ -87,7 +81,7 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
 	[ -n "$left" ] || exec rm -rf -- "$2"
 	sleep 1
 done`
-	program, err := filepath.Abs(binary())
+	program, err := labtest.Program()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,15 +123,7 @@ func TestFailOver(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 25*time.Minute, errors.New("the time of the test is over"))
 	defer cancel()
 	root := folder(t)
-	site, err := lab.New(lab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	site := labtest.New(t, lab.Options{})
 	if _, err := site.AddBridge(bridge, netip.Prefix{}); err != nil {
 		t.Fatal(err)
 	}

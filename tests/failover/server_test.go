@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 // server is a machine of its own as far as the network goes: a namespace with
@@ -53,7 +54,7 @@ func newServer(t *testing.T, root string, site *lab.Lab, name, address, size str
 // install puts there what `make install` would.
 func (s *server) install() {
 	s.t.Helper()
-	program, err := filepath.Abs(binary())
+	program, err := labtest.Program()
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 // TestMain also is the program that TestNothingIsLeft kills.
@@ -38,15 +39,7 @@ func newLab(t *testing.T) *lab.Lab {
 		}
 		t.Skip("SKIPPED: this test needs root")
 	}
-	l, err := lab.New(lab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, lab.Options{})
 	return l
 }
 

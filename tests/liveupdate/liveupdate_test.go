@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 const (
@@ -81,15 +82,7 @@ func TestLiveUpdate(t *testing.T) {
 		s.must("node", "add", mac, "--name", nodeName, "--group", "lab")
 	}
 
-	l, err := lab.New(lab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, lab.Options{})
 	if _, err := l.AddBridge("lan", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
 		t.Fatal(err)
 	}

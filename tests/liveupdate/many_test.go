@@ -19,6 +19,7 @@ import (
 
 	"sidus/boot/protocol"
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 // fake is a node that boots and takes orders by the protocol alone.
@@ -106,15 +107,7 @@ func TestManyNodes(t *testing.T) {
 	s.must("promote", "one@latest")
 	s.must("network", "add", "lab", "--subnet", "10.77.0.0/24", "--mode", "off")
 
-	l, err := lab.New(lab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, lab.Options{})
 	if _, err := l.AddBridge("lan", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sidus/tests/lab/labtest"
 	"strings"
 	"testing"
 	"time"
@@ -24,17 +25,11 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, program: os.Getenv("SIDUS_BIN"), state: os.Getenv("SIDUS_TEST_STATE")}
-	if s.program == "" {
-		s.program = "../../bin/sidus"
-	}
-	var err error
-	if s.program, err = filepath.Abs(s.program); err != nil {
+	program, err := labtest.Program()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(s.program); err != nil {
-		t.Fatalf("%v: `make build` makes it, and SIDUS_BIN names another", err)
-	}
+	s := &site{t: t, program: program, state: os.Getenv("SIDUS_TEST_STATE")}
 	if s.state == "" {
 		s.state = filepath.Join(t.TempDir(), "state")
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 	"sidus/tests/labdisk"
 )
 
@@ -91,8 +92,8 @@ func needs(t *testing.T) *labdisk.Disk {
 		why = err.Error()
 	} else if err != nil {
 		t.Fatal(err)
-	} else if _, err := os.Stat(binary()); err != nil {
-		why = fmt.Sprintf("%v: `make build` makes it, and SIDUS_BIN names another", err)
+	} else if _, err := labtest.Program(); err != nil {
+		why = err.Error()
 	}
 	if why != "" && os.Getenv("CI") == "true" {
 		t.Fatal("resets of the machine were not tested: " + why)
@@ -102,30 +103,19 @@ func needs(t *testing.T) *labdisk.Disk {
 	return disk
 }
 
-func binary() string {
-	if path := os.Getenv("SIDUS_BIN"); path != "" {
-		return path
-	}
-	return "../../bin/sidus"
-}
-
 // newSite boots the machine and makes what is to be kept.
 func newSite(t *testing.T, kind kind) *site {
 	t.Helper()
 	disk := needs(t)
-	l, err := lab.New(lab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := labtest.New(t, lab.Options{})
 	if _, err := l.AddBridge("lan", netip.MustParsePrefix("10.81.0.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	programs := map[string]string{"sidus": binary(), "static-busybox": "/bin/busybox", "digests": "testdata/digests-" + kind.name}
+	program, err := labtest.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := map[string]string{"sidus": program, "static-busybox": "/bin/busybox", "digests": "testdata/digests-" + kind.name}
 	for _, name := range []string{"round", "setup", "receiver"} {
 		programs[name] = "testdata/" + name
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 // storeEnv is the environment variable with the kind of store that the tests
@@ -100,16 +101,9 @@ func cacheDir(t *testing.T) string {
 // program is the file with the sidus that is tested.
 func program(t *testing.T) string {
 	t.Helper()
-	name := os.Getenv("SIDUS_BIN")
-	if name == "" {
-		name = "../../bin/sidus"
-	}
-	name, err := filepath.Abs(name)
+	name, err := labtest.Program()
 	if err != nil {
 		t.Fatal(err)
-	}
-	if _, err := os.Stat(name); err != nil {
-		t.Fatalf("%v: `make build` makes it, and SIDUS_BIN names another", err)
 	}
 	return name
 }

@@ -17,6 +17,7 @@ import (
 
 	"sidus/image/store/storetest"
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 // alpha boots by its second card and runs for more than two leases.
@@ -440,15 +441,7 @@ var (
 // it is in a lab of its own.
 func (w *world) foreignDHCP(ctx context.Context, t *testing.T) {
 	t.Helper()
-	other, err := lab.New(lab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := other.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	other := labtest.New(t, lab.Options{})
 	if _, err := other.AddBridge("wire", netip.MustParsePrefix("10.79.0.2/24")); err != nil {
 		t.Fatal(err)
 	}

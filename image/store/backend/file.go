@@ -147,19 +147,3 @@ func keepInPlace(file *os.File) {
 		_ = unix.IoctlSetPointerInt(int(file.Fd()), unix.FS_IOC_SETFLAGS, noCopyOnWrite)
 	}
 }
-
-// Flock is flock(2), which ends with Unlock. The error is unix.EWOULDBLOCK if
-// LOCK_NB was asked and someone else has it.
-func Flock(file *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(file.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// Unlock ends a flock and closes the file. Closing alone would not end it at
-// once: a program that is being started has the file, too, until it runs.
-func Unlock(file *os.File) error {
-	return errors.Join(Flock(file, unix.LOCK_UN), file.Close())
-}

@@ -62,13 +62,13 @@ func (h *Held) Path() string { return h.table.Path(h.name) }
 // Hold uses a thing; mount is called to mount it on a folder if it is not
 // mounted yet. What mount fails with is returned as it is.
 func (t *Table) Hold(name string, mount func(folder string) error) (*Held, error) {
-	gate, err := lock(t.Path(name)+gateSuffix, unix.LOCK_EX)
+	gate, err := backend.LockFile(t.Path(name)+gateSuffix, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = backend.Unlock(gate) }()
 	// Whoever has it exclusively has the gate too: this never waits.
-	held, err := lock(t.Path(name)+heldSuffix, unix.LOCK_SH)
+	held, err := backend.LockFile(t.Path(name)+heldSuffix, unix.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func (h *Held) Release() error {
 
 func (h *Held) release() error {
 	t := h.table
-	gate, err := lock(t.Path(h.name)+gateSuffix, unix.LOCK_EX)
+	gate, err := backend.LockFile(t.Path(h.name)+gateSuffix, unix.LOCK_EX)
 	if err != nil {
 		return errors.Join(err, backend.Unlock(h.held))
 	}
@@ -118,7 +118,7 @@ func (h *Held) release() error {
 	if err := backend.Unlock(h.held); err != nil {
 		return err
 	}
-	alone, err := lock(t.Path(h.name)+heldSuffix, unix.LOCK_EX|unix.LOCK_NB)
+	alone, err := backend.LockFile(t.Path(h.name)+heldSuffix, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	} else if err != nil {
@@ -139,11 +139,11 @@ type Excluded struct {
 // killed process left it mounted. The error wraps store.ErrInUse if someone
 // uses it.
 func (t *Table) Exclude(name string) (*Excluded, error) {
-	gate, err := lock(t.Path(name)+gateSuffix, unix.LOCK_EX)
+	gate, err := backend.LockFile(t.Path(name)+gateSuffix, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
-	held, err := lock(t.Path(name)+heldSuffix, unix.LOCK_EX|unix.LOCK_NB)
+	held, err := backend.LockFile(t.Path(name)+heldSuffix, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = fmt.Errorf("%w: it is mounted at %s", store.ErrInUse, t.Path(name))
 	}
