@@ -24,9 +24,8 @@
 // connections. Such connections take turns, in one place less than there are
 // processors, a turn of some hundred microseconds each time, and who has many
 // of them has no more turns (turns.go). Large reads are sent in pieces, and
-// turns end in between. So a flood from one client, of calls or of bytes, over
-// few connections or many, does not delay the calls of another (BenchmarkHonest
-// shows it).
+// turns end in between. BenchmarkHonest shows what a flood from one client, of
+// calls or of bytes, over few connections or many, does to the calls of another.
 //
 // # Handles
 //

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"time"
 
@@ -140,12 +139,7 @@ func (s *Server) start() {
 		s.small.init(s.limits.SmallFiles)
 		s.clients.all = map[netip.Addr]*client{}
 		s.disk = make(chan struct{}, s.limits.DiskReads)
-		// Busy clients leave one of Go's processors to the others (see turns).
-		// Where there is only one, the kernel shares it.
-		if runtime.GOMAXPROCS(0) == 1 {
-			runtime.GOMAXPROCS(2)
-		}
-		s.turns.free = runtime.GOMAXPROCS(0) - 1
+		s.turns.free = turnsAtOnce()
 		if err := shortSlices(); err != nil {
 			s.log.WithError(err).Debug("the kernel's time slices are as long as usual")
 		}
