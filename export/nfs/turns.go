@@ -73,6 +73,7 @@ func (w *worker) pause() {
 	w.cost = 0
 	if w.taken {
 		w.taken = false
+		setSlice(lightSlice)
 		w.turns.give()
 	}
 }
@@ -97,8 +98,10 @@ func (w *worker) yield() {
 	}
 	t.push(w)
 	t.mu.Unlock()
+	setSlice(lightSlice)
 	next.ready <- struct{}{}
 	<-w.ready
+	setSlice(turnSlice)
 }
 
 // take waits for a turn.
@@ -107,13 +110,13 @@ func (t *turns) take(w *worker) {
 	if t.free > 0 {
 		t.free--
 		t.mu.Unlock()
-		w.taken = true
-		return
+	} else {
+		t.push(w)
+		t.mu.Unlock()
+		<-w.ready
 	}
-	t.push(w)
-	t.mu.Unlock()
-	<-w.ready
 	w.taken = true
+	setSlice(turnSlice)
 }
 
 // give gives a turn to the next one.
