@@ -107,6 +107,7 @@ func (s *Server) Run(ctx context.Context) error {
 		if err := kernel.start(ctx); err != nil {
 			return err
 		}
+		defer kernel.stop(context.WithoutCancel(ctx))
 	}
 	if !s.KeepCapabilities && kernel == nil { // who exports also mounts
 		if err := dropCapabilities(); err != nil {

@@ -24,8 +24,9 @@ type kernelEngine struct {
 	server   *knfsd.Server
 	log      logrus.FieldLogger
 
-	mu     sync.Mutex
-	mounts map[store.SnapshotID]store.Mount
+	mu      sync.Mutex
+	mounts  map[store.SnapshotID]store.Mount
+	stopped bool
 }
 
 func newKernelEngine(s *Server) *kernelEngine {
@@ -80,6 +81,9 @@ func (k *kernelEngine) clients(ctx context.Context) ([]netip.Prefix, error) {
 func (k *kernelEngine) export(ctx context.Context, id store.SnapshotID, clients []netip.Prefix) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.stopped {
+		return errors.New("the server is being stopped")
+	}
 	mount := k.mounts[id]
 	if mount == nil {
 		record, err := k.manager.SnapshotRecord(ctx, id)
@@ -155,8 +159,22 @@ func (k *kernelEngine) unexport(ctx context.Context, id store.SnapshotID) error 
 	return mount.Unmount(ctx)
 }
 
-// run keeps the exports as the catalog wants them until ctx ends. They stay
-// afterwards, and so do the mounts: machines run on.
+// stop gives the store's mounts back. The exports stay, and so do the mounts
+// that the kernel's server has: machines run on.
+func (k *kernelEngine) stop(ctx context.Context) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.stopped = true
+	for id, mount := range k.mounts {
+		// In use: by the kernel's server, which keeps a volume's device busy.
+		if err := mount.Unmount(ctx); err != nil && !errors.Is(err, store.ErrInUse) {
+			k.log.WithError(err).WithField("snapshot_id", id).Error("a snapshot stays mounted")
+		}
+	}
+	clear(k.mounts)
+}
+
+// run keeps the exports as the catalog wants them until ctx ends.
 func (k *kernelEngine) run(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()

@@ -138,14 +138,20 @@ func TestKernelClient(t *testing.T) {
 		command(t, "umount", at)
 		s.serve("--nfs-engine", "kernel")
 		s.sidus("node", "delete", "--force", "--yes", bootMAC)
-		s.sidus("channel", "delete", "default", "--yes")
+		other := filepath.Join(t.TempDir(), "other")
+		if err := os.CopyFS(filepath.Join(other, "boot"), os.DirFS(filepath.Join(tree, "boot"))); err != nil {
+			t.Fatal(err)
+		}
+		s.sidus("import", "other", "--dir", other)
+		s.sidus("promote", "other@latest")
+		s.sidus("channel", "set", "default", "--keep", "1")
 		s.sidus("delete", "client", "--yes")
 		for limit := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 			out := command(t, "exportfs", "-v")
 			if !strings.Contains(out, "/srv/own") {
 				t.Fatalf("somebody else's export is gone:\n%s", out)
 			}
-			if !strings.Contains(out, "/run/sidus/nfsd") {
+			if !strings.Contains(out, shown.Snapshot.ID) {
 				break
 			}
 			if time.Now().After(limit) {
@@ -214,7 +220,9 @@ func (s *labSite) serve(args ...string) {
 func (s *labSite) end(signal syscall.Signal) {
 	if s.server != nil {
 		_ = s.server.Process.Signal(signal)
-		_ = s.server.Wait()
+		if err := s.server.Wait(); err != nil && signal == syscall.SIGTERM {
+			s.t.Errorf("serve ended: %v", err)
+		}
 		s.server = nil
 		if s.t.Failed() {
 			s.t.Logf("the server said:\n%s", s.said.String())
