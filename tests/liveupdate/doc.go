@@ -3,6 +3,6 @@
 // namespaces, with the mount options and the caches that every node has.
 //
 // It takes some minutes: SIDUS_VM_TESTS=1 wants it. SIDUS_BIN names the
-// program (bin/sidus), SIDUS_TEST_STATE a state folder to work in, which keeps
-// its phases from one run to the next.
+// program (bin/sidus). The tree is built once, and then kept as a stream in
+// SIDUS_TEST_CACHE (/var/cache/sidus-tests).
 package liveupdate

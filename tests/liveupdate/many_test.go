@@ -89,7 +89,6 @@ func TestManyNodes(t *testing.T) {
 		}
 		t.Skip("SKIPPED: it mounts file systems and makes a network namespace: it needs root")
 	}
-	t.Setenv("SIDUS_TEST_STATE", "")
 	s := newSite(t)
 	for _, name := range []string{"one", "two"} {
 		dir := t.TempDir()

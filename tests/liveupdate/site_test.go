@@ -29,13 +29,8 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, program: program, state: os.Getenv("SIDUS_TEST_STATE")}
-	if s.state == "" {
-		s.state = filepath.Join(t.TempDir(), "state")
-	}
-	if _, err := os.Stat(filepath.Join(s.state, "sidus.db")); err != nil {
-		s.must("init", "--size", "20G")
-	}
+	s := &site{t: t, program: program, state: filepath.Join(t.TempDir(), "state")}
+	s.must("init", "--size", "20G")
 	t.Cleanup(func() { s.must("unmount") })
 	return s
 }

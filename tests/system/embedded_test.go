@@ -16,6 +16,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 )
 
 // embedded is this machine, with a state folder and an embedded store in it;
@@ -32,13 +33,13 @@ type embedded struct {
 func newEmbedded(ctx context.Context, t *testing.T) *embedded {
 	t.Helper()
 	e := &embedded{program: program(t)}
-	packages := filepath.Join(cacheDir(t), "packages")
+	packages := filepath.Join(labtest.Cache(t), "packages")
 	if err := os.MkdirAll(packages, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	removeDead(t, cacheDir(t), e.program)
+	removeDead(t, labtest.Cache(t), e.program)
 	var err error
-	if e.state, err = os.MkdirTemp(cacheDir(t), "system-*"); err != nil {
+	if e.state, err = os.MkdirTemp(labtest.Cache(t), "system-*"); err != nil {
 		t.Fatal(err)
 	}
 	e.guard(t)

@@ -85,19 +85,6 @@ func newHost(ctx context.Context, t *testing.T, l *lab.Lab) host {
 	}
 }
 
-// cacheDir is the folder of what outlives a run.
-func cacheDir(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("SIDUS_TEST_CACHE")
-	if dir == "" {
-		dir = "/var/cache/sidus-tests"
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // program is the file with the sidus that is tested.
 func program(t *testing.T) string {
 	t.Helper()

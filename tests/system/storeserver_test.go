@@ -2,7 +2,6 @@ package system
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"sidus/tests/lab"
+	"sidus/tests/lab/labtest"
 	"sidus/tests/labdisk"
 )
 
@@ -135,21 +135,10 @@ func baseStream(ctx context.Context, t *testing.T) string {
 		return r.stdout
 	}
 	build := []string{"build", "../../recipes/demo.yaml", "--tree", "client"}
-	var plan struct{ Phases []struct{ Key string } }
-	text := must(append(build, "--plan", "--json")...)
-	if err := json.Unmarshal([]byte(text), &plan); err != nil || len(plan.Phases) == 0 {
-		t.Fatalf("the plan cannot be read: %v: %s", err, text)
-	}
-	kept := filepath.Join(cacheDir(t), "client-"+plan.Phases[len(plan.Phases)-1].Key[:16]+".stream")
-	if _, err := os.Stat(kept); err == nil {
-		return kept
-	}
-	must(build...)
-	old, _ := filepath.Glob(filepath.Join(cacheDir(t), "client-*.stream"))
-	for _, name := range old {
-		_ = os.Remove(name)
-	}
-	must("export", "client@latest", "--portable", "--replace", "-o", kept)
+	kept, _ := labtest.TreeStream(t, "client", must(append(build, "--plan", "--json")...), func(path string) {
+		must(build...)
+		must("export", "client@latest", "--portable", "--replace", "-o", path)
+	})
 	return kept
 }
 
