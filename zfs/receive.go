@@ -186,7 +186,7 @@ func (s *Store) feed(ctx context.Context, what string, args []string, r io.Reade
 	}
 	defer reader.Close()
 	defer writer.Close()
-	if _, err := unix.FcntlInt(reader.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+	if _, err := unix.FcntlInt(reader.Fd(), unix.F_SETPIPE_SZ, tool.PipeSize); err != nil {
 		s.opts.Log.WithError(err).Debug("the pipe keeps its size")
 	}
 	ended := make(chan error, 1)

@@ -63,7 +63,7 @@ func (s *Store) SendResumed(ctx context.Context, snap, base store.SnapshotID, to
 	if len(token) > maxToken || !tokenForm.MatchString(token) {
 		return nil, fmt.Errorf("snapshot %s: resume token: %w", snap, store.ErrBadName)
 	}
-	r := &sender{store: s, snap: snap, done: make(chan struct{})}
+	r := &sender{store: s, snap: snap}
 	defer func() {
 		if err != nil {
 			r.release()

@@ -8,9 +8,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
 	"sidus/image/store/mountpoint"
@@ -19,10 +16,6 @@ import (
 
 // sendKind is the name of what zfs-send(8) writes.
 const sendKind = "zfs"
-
-// pipeSize is that of the pipes between this process and zfs, in bytes: the
-// larger it is, the less often the two sides wait for each other.
-const pipeSize = 1 << 20
 
 var (
 	_ store.NativeSender     = (*Store)(nil)
@@ -51,7 +44,7 @@ func (s *Store) SendCompressed(ctx context.Context, snap, base store.SnapshotID)
 }
 
 func (s *Store) send(ctx context.Context, snap, base store.SnapshotID, compressed bool) (_ io.ReadCloser, err error) {
-	r := &sender{store: s, snap: snap, done: make(chan struct{})}
+	r := &sender{store: s, snap: snap}
 	defer func() {
 		if err != nil {
 			r.release()
@@ -102,89 +95,48 @@ func (s *Store) use(ctx context.Context, r *sender, id store.SnapshotID) (datase
 
 // sender is a running zfs send.
 type sender struct {
-	store  *Store
-	snap   store.SnapshotID
-	held   []*mountpoint.Held
-	hold   *holding
-	pipe   *os.File
-	cancel context.CancelCauseFunc
-	done   chan struct{} // closed when the program has ended
-	failed error         // how it ended, after done
-	once   sync.Once
-	closed error
+	*tool.Stream
+	store *Store
+	snap  store.SnapshotID
+	held  []*mountpoint.Held
+	hold  *holding
+	once  sync.Once
 }
 
 // start runs zfs.
-func (r *sender) start(ctx context.Context, args []string) error {
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("snapshot %s: send: %w", r.snap, err)
-	}
-	if _, err := unix.FcntlInt(writer.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
-		r.store.opts.Log.WithError(err).Debug("the pipe keeps its size")
-	}
-	r.pipe = reader
-	ctx, r.cancel = context.WithCancelCause(ctx)
-	go func() {
-		defer close(r.done)
-		// This process holds the pipe open until the other has ended: its
-		// reader sees no end before.
-		defer func() { _ = writer.Close() }()
-		err := tool.Run(ctx, tool.Options{Stdout: writer, Log: r.store.opts.Log}, "zfs", args...)
-		if err == nil {
-			return
-		}
-		if strings.Contains(said(err), "not an earlier snapshot from the same fs") {
-			err = fmt.Errorf("%w: %w", store.ErrBaseUnusable, err)
-		}
-		r.failed = classify(fmt.Sprintf("snapshot %s: send", r.snap), "", err)
-	}()
-	return nil
+func (r *sender) start(ctx context.Context, args []string) (err error) {
+	r.Stream, err = tool.Start(ctx, tool.Options{Log: r.store.opts.Log}, r.store.opts.Timeout, "zfs", args...)
+	return r.classify(err)
 }
 
-// Read implements io.Reader: io.EOF comes after exit status 0 only, and a zfs
-// that says nothing for too long is given up.
+// Read implements io.Reader. A zfs that says nothing for too long is given up.
 func (r *sender) Read(p []byte) (int, error) {
-	_ = r.pipe.SetReadDeadline(time.Now().Add(r.store.opts.Timeout))
-	n, err := r.pipe.Read(p)
-	if n > 0 || err == nil {
-		return n, nil
+	n, err := r.Stream.Read(p)
+	if err != nil && err != io.EOF {
+		err = r.classify(err)
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return 0, r.store.opts.hangs(fmt.Sprintf("snapshot %s: zfs send", r.snap))
-	}
-	if !errors.Is(err, io.EOF) {
-		return 0, err
-	}
-	<-r.done
-	if r.failed != nil {
-		return 0, r.failed
-	}
-	return 0, io.EOF
+	return n, err
 }
-
-var errSendClosed = errors.New("the stream was closed")
 
 // Close ends the program, if it has not ended. It returns how it failed, unless
-// Close itself was the reason. The pipe is closed first: a zfs send that waits
-// to write does not end before. One that hangs in the kernel is left behind.
+// Close itself was the reason. One that hangs in the kernel is left behind.
 func (r *sender) Close() error {
-	r.once.Do(func() {
-		r.cancel(errSendClosed)
-		_ = r.pipe.Close()
-		limit := time.NewTimer(r.store.opts.Timeout)
-		defer limit.Stop()
-		select {
-		case <-r.done:
-			if !errors.Is(r.failed, errSendClosed) {
-				r.closed = r.failed
-			}
-		case <-limit.C:
-			r.closed = r.store.opts.hangs(fmt.Sprintf("snapshot %s: zfs send", r.snap))
-		}
-		r.release()
-	})
-	return r.closed
+	err := r.Stream.Close()
+	r.once.Do(r.release)
+	return r.classify(err)
+}
+
+func (r *sender) classify(err error) error {
+	what := fmt.Sprintf("snapshot %s: send", r.snap)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return r.store.opts.hangs(what)
+	case strings.Contains(said(err), "not an earlier snapshot from the same fs"):
+		err = fmt.Errorf("%w: %w", store.ErrBaseUnusable, err)
+	}
+	return classify(what, "", err)
 }
 
 func (r *sender) release() {
