@@ -181,7 +181,11 @@ func printCollected(w io.Writer, r image.GCReport) {
 		fmt.Fprintf(w, "%s stays after all: %s\n", v.Snapshot.Ref(), v.Reasons[0])
 	}
 	for _, left := range r.Retired {
-		fmt.Fprintf(w, "%s is deleted, and still takes space: %s; the next gc tries again\n", left.What, left.Reason)
+		why := "" // it was not tried: gc was interrupted
+		if left.Reason != "" {
+			why = ": " + left.Reason
+		}
+		fmt.Fprintf(w, "%s is deleted, and still takes space%s; the next gc tries again\n", left.What, why)
 	}
 	fmt.Fprintf(w, "%d snapshots deleted, %d volumes and snapshots destroyed in the store", len(r.Collected), len(r.Freed))
 	if r.Files > 0 {
