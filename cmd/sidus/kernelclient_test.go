@@ -144,7 +144,7 @@ func TestKernelClient(t *testing.T) {
 		}
 		s.sidus("import", "other", "--dir", other)
 		s.sidus("promote", "other@latest")
-		s.sidus("channel", "set", "default", "--keep", "1")
+		s.sidus("channel", "set", "default", "--keep", "0")
 		s.sidus("delete", "client", "--yes")
 		for limit := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 			out := command(t, "exportfs", "-v")
