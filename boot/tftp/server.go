@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	pin "github.com/pin/tftp/v3"
@@ -35,13 +36,16 @@ type Server struct {
 
 	// MaxTransfers is the number of transfers at the same time; 0 means 2,000.
 	MaxTransfers int
-	// MaxPerClient is the same for one IP address; 0 means 16.
+	// MaxPerClient is the same for one IP address; 0 means 32.
 	MaxPerClient int
 	// Timeout is how long an acknowledgement is waited for before a block is
 	// sent again; 0 means 1 s.
 	Timeout time.Duration
-	// Retries is how often a block is sent again before a transfer is given
-	// up; 0 means 8.
+	// Retries is how often a block is sent again before a transfer is given up
+	// and the client told so; 0 means 120. A client may hear nothing for long:
+	// the port of a switch that waits for its spanning tree (30 s), a virtual
+	// machine that is paused. PXELINUX, which then finds an error where it
+	// waits for its configuration, boots nothing for five minutes.
 	Retries int
 	// NoMTU lets a client choose blocks that are larger than what fits into a
 	// packet of the interface.
@@ -60,15 +64,17 @@ func (s *Server) ListenAndServe(ctx context.Context, address string) error {
 }
 
 // Serve answers what arrives on conn until ctx ends, and closes conn. It
-// returns nil then, after the transfers under way have been cut: at once where
-// the client still answers, and after Timeout times Retries where it has gone.
+// returns nil then, after the transfers under way have been cut: those whose
+// clients still answer. Where one has gone, the transfer lets go of its file at
+// once, and ends by itself after Timeout times Retries.
 func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	h := s.handler(ctx)
 	server := pin.NewServer(h.read, nil)
-	server.SetTimeout(or(s.Timeout, time.Second))
-	server.SetRetries(or(s.Retries, 8))
+	timeout := or(s.Timeout, time.Second)
+	server.SetTimeout(timeout)
+	server.SetRetries(or(s.Retries, 120))
 	server.SetBackoff(func(int) time.Duration { return 0 })
 	server.SetBlockSizeNegotiation(!s.NoMTU)
 	server.SetHook(hook{h})
@@ -82,8 +88,17 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	}()
 	err := server.Serve(conn)
 	cancel()
-	<-stopped
-	server.Shutdown() // a request may have begun while the first one waited
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		<-stopped
+		server.Shutdown() // a request may have begun while the first one waited
+	}()
+	select {
+	case <-ended:
+	case <-time.After(2 * timeout):
+		h.log.Debug("tftp: clients that do not answer are not waited for")
+	}
 	if err != nil {
 		return fmt.Errorf("tftp: %w", err)
 	}
@@ -101,7 +116,7 @@ func (s *Server) handler(ctx context.Context) *handler {
 		server:  s,
 		ctx:     ctx,
 		log:     log,
-		slots:   newSlots(or(s.MaxTransfers, 2000), or(s.MaxPerClient, 16)),
+		slots:   newSlots(or(s.MaxTransfers, 2000), or(s.MaxPerClient, 32)),
 		loaders: newMemory(4096),
 		repeats: newRepeats(),
 	}
@@ -188,7 +203,10 @@ func (h *handler) answer(raw string, to io.ReaderFrom, transfer pin.OutgoingTran
 		log.WithError(err).Error("tftp: cannot open")
 		return errFailed
 	}
-	defer content.Close()
+	// A client that has gone may keep this transfer from ending for long.
+	letGo := sync.OnceFunc(func() { _ = content.Close() })
+	defer letGo()
+	defer context.AfterFunc(h.ctx, letGo)()
 	size, err := content.Seek(0, io.SeekEnd)
 	if err == nil {
 		_, err = content.Seek(0, io.SeekStart)
@@ -319,7 +337,9 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 	n, err := s.from.Read(p)
 	if err != nil && err != io.EOF {
-		s.err = err
+		if s.ctx.Err() == nil {
+			s.err = err
+		}
 		err = errFailed
 	}
 	return n, err

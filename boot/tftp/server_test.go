@@ -51,6 +51,7 @@ type machine struct {
 	steps  []pxe.Progress
 	loader pxe.Loader
 	gate   chan struct{} // if set, opening a file waits for it
+	closed chan struct{} // if set, told of each file that is closed
 }
 
 func (m *machine) Boot(_ context.Context, mac net.HardwareAddr, client netip.Addr, l pxe.Loader) (pxe.Config, error) {
@@ -94,10 +95,16 @@ func (m *machine) Step(_ context.Context, p pxe.Progress) {
 
 type file struct {
 	*bytes.Reader
-	err error
+	err    error
+	closed chan<- struct{}
 }
 
-func (f file) Close() error { return nil }
+func (f file) Close() error {
+	if f.closed != nil {
+		f.closed <- struct{}{}
+	}
+	return nil
+}
 func (f file) Read(p []byte) (int, error) {
 	if f.err != nil {
 		return 0, f.err
@@ -118,9 +125,9 @@ func (m *machine) OpenBootFile(_ context.Context, s store.SnapshotID, f protocol
 	case !ok || s != snapshot:
 		return nil, fs.ErrNotExist
 	case data == nil:
-		return file{bytes.NewReader(make([]byte, 5000)), errDisk}, nil
+		return file{bytes.NewReader(make([]byte, 5000)), errDisk, m.closed}, nil
 	}
-	return file{bytes.NewReader(data), nil}, nil
+	return file{bytes.NewReader(data), nil, m.closed}, nil
 }
 
 // serve starts a server on a port of the loopback device.
@@ -135,7 +142,7 @@ func serve(t *testing.T, m *machine, change func(*Server)) (port int) {
 	log.SetLevel(logrus.DebugLevel)
 	s := &Server{
 		Loaders: fstest.MapFS{"lpxelinux.0": {Data: content(75072)}, "pxelinux.0": {Data: content(42430)}, "empty": {}},
-		Boot:    m, Files: m, Steps: m, Log: log, Timeout: 100 * time.Millisecond,
+		Boot:    m, Files: m, Steps: m, Log: log, Timeout: 100 * time.Millisecond, Retries: 8,
 	}
 	if change != nil {
 		change(s)
@@ -144,9 +151,26 @@ func serve(t *testing.T, m *machine, change func(*Server)) (port int) {
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, conn) }()
 	t.Cleanup(func() {
+		cancelled := time.Now()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+		if took := time.Since(cancelled); took > 2*time.Second {
+			t.Errorf("the server took %v to stop", took)
+		}
+		if m.closed != nil {
+			select {
+			case <-m.closed:
+			default:
+				t.Error("the file is still open")
+			}
+		}
+		// Those whose clients have gone.
+		for limit := time.Now().Add(20 * time.Second); goleak.Find() != nil; {
+			if time.Now().After(limit) {
+				t.Fatal("a transfer does not end")
+			}
 		}
 	})
 	return conn.LocalAddr().(*net.UDPAddr).Port
@@ -352,14 +376,17 @@ func TestLimits(t *testing.T) {
 	t.Errorf("afterwards: %v", err)
 }
 
-// A client that has gone away in the middle keeps the server from stopping
-// for as long as it takes to give it up, and no longer.
+// TestStopWithDeadClient: a client that has gone away in the middle does not
+// keep the server from stopping, nor its file open.
 func TestStopWithDeadClient(t *testing.T) {
-	port := serve(t, newMachine(), func(s *Server) { s.Retries = 2 })
+	m := newMachine()
+	m.closed = make(chan struct{}, 1)
+	port := serve(t, m, func(s *Server) { s.Retries = 50 })
 	conn, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer conn.Close()
 	if _, err := conn.Write([]byte("\x00\x01boot/" + snapshot + "/kernel\x00octet\x00")); err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +395,48 @@ func TestStopWithDeadClient(t *testing.T) {
 	// The first block comes from another port: a connected socket never sees
 	// it, as a client that has gone.
 	_, _ = conn.Read(buf)
-	conn.Close()
+}
+
+// TestPausedClient: a client that heard nothing for much longer than a block
+// is waited for goes on where it was.
+func TestPausedClient(t *testing.T) {
+	port := serve(t, newMachine(), func(s *Server) { s.Timeout, s.Retries = 10*time.Millisecond, 0 })
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
+	if _, err := conn.WriteTo([]byte("\x00\x01"+config+"\x00octet\x00"), server); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	var got []byte
+	buf := make([]byte, 600)
+	for block := byte(1); ; {
+		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n < 4 || buf[1] != 3 {
+			t.Fatalf("packet %q in place of a block", buf[:n])
+		}
+		if buf[3] != block {
+			continue // sent again
+		}
+		got = append(got, buf[4:n]...)
+		if _, err := conn.WriteTo([]byte{0, 4, 0, block}, from); err != nil {
+			t.Fatal(err)
+		}
+		block++
+		if n < 4+512 {
+			break
+		}
+	}
+	if want, err := fetch(port, config); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, not %d: %v", len(got), len(want), err)
+	}
 }
 
 func TestGarbage(t *testing.T) {
