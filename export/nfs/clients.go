@@ -31,7 +31,7 @@ type client struct {
 type clients struct {
 	mu    sync.Mutex
 	all   map[netip.Addr]*client
-	conns int
+	conns atomic.Int32 // written with mu held
 }
 
 // maxQuietClients bounds how many clients are remembered.
@@ -50,10 +50,10 @@ func (c *clients) enter(addr netip.Addr, l *Limits) (*client, bool) {
 		p = &client{addr: addr, work: make(chan struct{}, l.WaitingPerClient), heard: map[[16]byte]*atomic.Int64{}}
 		c.all[addr] = p
 	}
-	if c.conns >= l.Connections || int(p.conns.Load()) >= l.ConnectionsPerClient {
+	if int(c.conns.Load()) >= l.Connections || int(p.conns.Load()) >= l.ConnectionsPerClient {
 		return p, false
 	}
-	c.conns++
+	c.conns.Add(1)
 	p.conns.Add(1)
 	return p, true
 }
@@ -79,15 +79,13 @@ func (c *clients) dropQuiet() {
 func (c *clients) leave(p *client) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conns--
+	c.conns.Add(-1)
 	p.conns.Add(-1)
 }
 
 // others tells whether other clients than p are connected.
 func (c *clients) others(p *client) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.conns > int(p.conns.Load())
+	return c.conns.Load() > p.conns.Load()
 }
 
 func (c *clients) list() []*client {

@@ -193,11 +193,8 @@ func (s *Server) WriteMetrics(out io.Writer) error {
 			_, _ = fmt.Fprintf(w, "sidus_nfs_%s{client=%q} %d\n", c.name, p.addr, c.value(p).Load())
 		}
 	}
-	s.clients.mu.Lock()
-	conns := s.clients.conns
-	s.clients.mu.Unlock()
 	head("connections", "gauge", "Open connections.")
-	_, _ = fmt.Fprintf(w, "sidus_nfs_connections %d\n", conns)
+	_, _ = fmt.Fprintf(w, "sidus_nfs_connections %d\n", s.clients.conns.Load())
 	head("connections_accepted_total", "counter", "Connections served.")
 	_, _ = fmt.Fprintf(w, "sidus_nfs_connections_accepted_total %d\n", s.stats.accepted.Load())
 	head("connections_refused_total", "counter", "Connections refused.")

@@ -139,10 +139,10 @@ func (s *Server) start() {
 		s.small.init(s.limits.SmallFiles)
 		s.clients.all = map[netip.Addr]*client{}
 		s.disk = make(chan struct{}, s.limits.DiskReads)
-		s.turns.free = turnsAtOnce()
 		if err := shortSlices(); err != nil {
 			s.log.WithError(err).Debug("the kernel's time slices are as long as usual")
 		}
+		s.turns.free, s.turns.clients = turnsAtOnce(), &s.clients
 		s.inputs.New = func() any { b := make([]byte, inputSize); return &b }
 		s.outputs.New = func() any { b := make([]byte, 0, outputSize); return &b }
 		s.scratch.New = func() any { b := make([]byte, 64<<10); return &b }

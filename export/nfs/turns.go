@@ -38,9 +38,11 @@ var turnsAtOnce = sync.OnceValue(func() int {
 //
 // The calls of light clients are answered at once. The others, and whoever
 // works longer than a turn without having to wait for requests, take turns,
-// turnsAtOnce of them at a time. When a turn ends, the next one goes to the
+// turnsAtOnce of them at a time, unless there is only one client. When a turn ends, the next one goes to the
 // client that had none for the longest time, however many connections each has.
 type turns struct {
+	clients *clients // nil: there are others
+
 	mu          sync.Mutex
 	free        int     // turns that nobody has
 	first, last *client // those with somebody who waits, in order
@@ -61,9 +63,14 @@ type worker struct {
 // workers is a queue of a client's workers.
 type workers struct{ first, last *worker }
 
+// others tells whether there is anybody else whom a worker could keep waiting.
+func (w *worker) others() bool {
+	return w.turns.clients == nil || w.turns.clients.others(w.client)
+}
+
 // resume is called when a worker goes on after it had to wait for something.
 func (w *worker) resume() {
-	if !w.taken && (w.busy || w.client.conns.Load() > usualConnections) {
+	if !w.taken && (w.busy || w.client.conns.Load() > usualConnections) && w.others() {
 		w.turns.take(w)
 	}
 }
@@ -85,6 +92,9 @@ func (w *worker) over() bool { return w.cost >= turnCost }
 func (w *worker) yield() {
 	w.cost = 0
 	w.busy = true
+	if !w.others() {
+		return
+	}
 	if !w.taken {
 		w.turns.take(w)
 		return
