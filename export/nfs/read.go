@@ -2,6 +2,7 @@ package nfs
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -224,7 +225,12 @@ const (
 	cachedTime = int64(200 * time.Millisecond)
 	// cachedSize is the size up to which it is worth looking.
 	cachedSize = 64 << 20
+	// inCoreSize is the size from which on that is worth mincore, which costs
+	// as much as the system calls of some reads.
+	inCoreSize = 1 << 20
 )
+
+var ownUID = uint32(os.Geteuid())
 
 // wholeCached tells whether the whole of a file is in the page cache, as far
 // as is known: three system calls less for each of its large reads.
@@ -237,7 +243,13 @@ func (k *call) wholeCached(o *object, f *openFile) bool {
 		return false
 	}
 	f.lookAt.Store(now + cachedTime)
-	if cached, err := k.io.cached(f.fd, 0, int(o.attr.Size)); err != nil || !cached {
+	cached, err := k.io.cached(f.fd, 0, int(o.attr.Size))
+	if errors.Is(err, unix.ENOSYS) && o.attr.UID == ownUID && o.attr.Size >= inCoreSize {
+		scratch := k.s.scratch.Get().(*[]byte)
+		cached, err = inCore(f.fd, int64(o.attr.Size), *scratch)
+		k.s.scratch.Put(scratch)
+	}
+	if err != nil || !cached {
 		return false
 	}
 	// The last page is read after the rest: see warm.

@@ -163,6 +163,40 @@ func TestRead(t *testing.T) {
 }
 
 // TestReadErrors breaks files behind the server's back.
+// TestInCore compares mincore's word with what was done to a file.
+func TestInCore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	data := make([]byte, 1<<20+1)
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	vec := make([]byte, 300)
+	if in, err := inCore(int(f.Fd()), int64(len(data)), vec); err != nil || !in {
+		t.Errorf("just written: %v, %v", in, err)
+	}
+	dropCache(t, path)
+	if in, err := inCore(int(f.Fd()), int64(len(data)), vec); err != nil || in {
+		t.Errorf("dropped: %v, %v", in, err)
+	}
+	if _, err := f.ReadAt(data[:100<<10], 0); err != nil {
+		t.Fatal(err)
+	}
+	if in, err := inCore(int(f.Fd()), int64(len(data)), vec); err != nil || in {
+		t.Errorf("read in part: %v, %v", in, err)
+	}
+	if _, err := f.ReadAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if in, err := inCore(int(f.Fd()), int64(len(data)), vec); err != nil || !in {
+		t.Errorf("read: %v, %v", in, err)
+	}
+}
+
 func TestReadErrors(t *testing.T) {
 	root := makeTree(t)
 	s := serveTree(t, root)

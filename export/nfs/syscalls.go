@@ -60,3 +60,28 @@ func (a *ioArgs) cached(fd int, offset int64, length int) (bool, error) {
 	}
 	return a.stat.cache >= uint64(last-first+1), nil
 }
+
+// inCore reports by mincore(2) whether all of a file is in the page cache, for
+// kernels without cachestat. Only of files that the process owns the kernel
+// tells the truth: it calls all pages of others cached. vec has room for a byte
+// for each page.
+func inCore(fd int, size int64, vec []byte) (bool, error) {
+	addr, _, errno := unix.Syscall6(unix.SYS_MMAP, 0, uintptr(size), unix.PROT_READ, unix.MAP_SHARED, uintptr(fd), 0)
+	if errno != 0 {
+		return false, errno
+	}
+	vec = vec[:(size+pageSize-1)/pageSize]
+	_, _, errno = unix.Syscall(unix.SYS_MINCORE, addr, uintptr(size), uintptr(unsafe.Pointer(&vec[0])))
+	if _, _, unmap := unix.Syscall(unix.SYS_MUNMAP, addr, uintptr(size), 0); errno == 0 {
+		errno = unmap
+	}
+	if errno != 0 {
+		return false, errno
+	}
+	for _, page := range vec {
+		if page&1 == 0 {
+			return false, nil
+		}
+	}
+	return true, nil
+}
