@@ -7,9 +7,15 @@ import (
 	"time"
 )
 
-// lateRepeat is how long after its answer a request may still arrive again: it
-// was sent before the client had the answer.
-const lateRepeat = 250 * time.Millisecond
+const (
+	// lateRepeat is how long after its answer a request may still arrive
+	// again: it was sent before the client had the answer.
+	lateRepeat = 250 * time.Millisecond
+	// unheard is for how long after its first packet an answer counts that the
+	// client has not acknowledged. Who asks again later has not heard it, or
+	// was started again.
+	unheard = 3 * time.Second
+)
 
 // repeats tells new requests from those that a client sends again, from the
 // same port, because it has no answer yet; PXELINUX does so after a tenth of a
@@ -19,11 +25,12 @@ const lateRepeat = 250 * time.Millisecond
 // for that file's: the loader's module for the configuration.
 //
 // A repeat needs no answer: what the first request began sends its packets
-// again by itself.
+// again by itself. What a client asks after it has acknowledged an answer is no
+// repeat: firmware that was started again asks for the same from the same port.
 type repeats struct {
 	mu    sync.Mutex
-	known map[asked]time.Time // when it was answered; zero: it is being answered
-	swept time.Time           // when what is too old was last thrown out
+	known map[asked]*answering
+	swept time.Time // when what is too old was last thrown out
 }
 
 // asked is a client's end and what it wants there.
@@ -32,34 +39,70 @@ type asked struct {
 	file   string
 }
 
-func newRepeats() *repeats { return &repeats{known: map[asked]time.Time{}} }
+// answering is the state of a request that is not forgotten. Its fields are
+// protected by repeats.mu.
+type answering struct {
+	begun time.Time // when the first packet was sent, zero before
+	heard bool      // the client has acknowledged one
+	ended time.Time // when the client had been told the last of it, zero before
+}
 
-// begin says whether a request is new. Then one of the two is to be called:
-// answered when the client has been told the last of it, or forget if it has
-// not, and may ask again.
-func (r *repeats) begin(a asked, now time.Time) bool {
+func newRepeats() *repeats { return &repeats{known: map[asked]*answering{}} }
+
+// isRepeat tells whether what is asked once more at that time was sent for want
+// of this answer.
+func (a *answering) isRepeat(now time.Time) bool {
+	switch {
+	case !a.ended.IsZero():
+		return now.Sub(a.ended) <= lateRepeat
+	case a.begun.IsZero():
+		return true
+	}
+	return !a.heard && now.Sub(a.begun) <= unheard
+}
+
+// begin returns the state of a request, nil if it is a repeat. In the end one
+// of the two is to be called: answered when the client has been told the last
+// of it, or forget if it has not, and may ask again.
+func (r *repeats) begin(a asked, now time.Time) *answering {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := func(at time.Time) bool { return !at.IsZero() && now.Sub(at) > lateRepeat }
 	if now.Sub(r.swept) > lateRepeat {
-		maps.DeleteFunc(r.known, func(_ asked, at time.Time) bool { return old(at) })
+		maps.DeleteFunc(r.known, func(_ asked, old *answering) bool { return !old.isRepeat(now) })
 		r.swept = now
 	}
-	if at, ok := r.known[a]; ok && !old(at) {
-		return false
+	if old := r.known[a]; old != nil && old.isRepeat(now) {
+		return nil
 	}
-	r.known[a] = time.Time{}
-	return true
+	state := &answering{}
+	r.known[a] = state
+	return state
 }
 
-func (r *repeats) answered(a asked, now time.Time) {
+// sends is called before the first packet of an answer.
+func (r *repeats) sends(state *answering, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.known[a] = now
+	state.begun = now
 }
 
-func (r *repeats) forget(a asked) {
+// hears is called when the client has acknowledged a packet.
+func (r *repeats) hears(state *answering) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.known, a)
+	state.heard = true
+}
+
+func (r *repeats) answered(state *answering, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	state.ended = now
+}
+
+func (r *repeats) forget(a asked, state *answering) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.known[a] == state {
+		delete(r.known, a)
+	}
 }

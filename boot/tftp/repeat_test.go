@@ -71,37 +71,91 @@ func TestRepeatedRequest(t *testing.T) {
 	}
 }
 
-// TestRepeats: what comes again while it is being answered, or just after, is
-// a repeat; what another port or for another file asks is not.
+// TestRepeats: what comes again before the client has heard an answer, or just
+// after the last of it, is a repeat; what another port or for another file asks
+// is not, nor what is asked by who was started again.
 func TestRepeats(t *testing.T) {
 	client := func(port uint16) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 9}), port)
 	}
 	a, now, r := asked{client(1), "a"}, time.Now(), newRepeats()
-	check := func(what string, a asked, want bool) {
+	check := func(what string, a asked, want bool) *answering {
 		t.Helper()
-		if r.begin(a, now) != want {
+		state := r.begin(a, now)
+		if (state != nil) != want {
 			t.Errorf("%s: new is %v", what, !want)
 		}
+		return state
 	}
-	check("the first request", a, true)
+	first := check("the first request", a, true)
 	now = now.Add(time.Minute)
 	check("its repeat, however late", a, false)
-	check("another port", asked{client(2), "a"}, true)
-	check("another file", asked{client(1), "b"}, true)
-	r.answered(a, now)
+	port, file := check("another port", asked{client(2), "a"}, true), check("another file", asked{client(1), "b"}, true)
+	r.sends(first, now)
+	now = now.Add(unheard)
+	check("a repeat while the first packet is on its way", a, false)
+	r.answered(first, now)
 	now = now.Add(lateRepeat)
 	check("a repeat after the answer", a, false)
 	now = now.Add(1)
-	check("a new request for the same", a, true)
-	r.forget(a)
-	check("one after a broken transfer", a, true)
-	r.answered(a, now)
+	second := check("a new request for the same", a, true)
+	r.forget(a, first) // it is not the one that is known
+	check("a repeat of that", a, false)
+	r.forget(a, second)
+	third := check("one after a broken transfer", a, true)
+	r.sends(third, now)
+	now = now.Add(unheard + 1)
+	fourth := check("one that heard nothing for long", a, true)
+	r.sends(fourth, now)
+	check("its repeat", a, false)
+	r.hears(fourth)
+	fifth := check("one that was started again in the middle", a, true)
+	r.forget(a, fourth)
+	check("a repeat while the old transfer ends", a, false)
+	r.answered(fifth, now)
 	now = now.Add(2 * lateRepeat)
-	r.forget(asked{client(2), "a"})
-	r.forget(asked{client(1), "b"})
+	r.forget(asked{client(2), "a"}, port)
+	r.forget(asked{client(1), "b"}, file)
 	check("after a while", asked{client(3), "c"}, true)
 	if len(r.known) != 1 {
 		t.Errorf("it still knows %v", r.known)
+	}
+}
+
+// TestStartedAgain: firmware that is reset in the middle of a file and asks for
+// it again, from the same port, has it.
+func TestStartedAgain(t *testing.T) {
+	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, newMachine(), nil)}
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// block asks for the kernel and takes some blocks.
+	blocks := func(n int) (from string) {
+		t.Helper()
+		if _, err := conn.WriteTo([]byte("\x00\x01boot/"+snapshot+"/kernel\x00octet\x00"), server); err != nil {
+			t.Fatal(err)
+		}
+		packet := make([]byte, 600)
+		for block := byte(1); int(block) <= n; {
+			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_, end, err := conn.ReadFrom(packet)
+			if err != nil {
+				t.Fatalf("block %d: %v", block, err)
+			}
+			if packet[1] != 3 || packet[3] != block || from != "" && from != end.String() {
+				continue // of the transfer before
+			}
+			from = end.String()
+			if _, err := conn.WriteTo([]byte{0, 4, 0, block}, end); err != nil {
+				t.Fatal(err)
+			}
+			block++
+		}
+		return from
+	}
+	if first, second := blocks(5), blocks(20); first == second {
+		t.Errorf("both are answered by %s", first)
 	}
 }

@@ -42,10 +42,11 @@ type Server struct {
 	// sent again; 0 means 1 s.
 	Timeout time.Duration
 	// Retries is how often a block is sent again before a transfer is given up
-	// and the client told so; 0 means 120. A client may hear nothing for long:
-	// the port of a switch that waits for its spanning tree (30 s), a virtual
-	// machine that is paused. PXELINUX, which then finds an error where it
-	// waits for its configuration, boots nothing for five minutes.
+	// and the client told so; 0 means 14, which takes two minutes (see pause). A
+	// client may hear nothing for long: the port of a switch that waits for its
+	// spanning tree (30 s), a virtual machine that is paused. PXELINUX, which then
+	// finds an error where it waits for its configuration, boots nothing for
+	// five minutes.
 	Retries int
 	// NoMTU lets a client choose blocks that are larger than what fits into a
 	// packet of the interface.
@@ -74,8 +75,8 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	server := pin.NewServer(h.read, nil)
 	timeout := or(s.Timeout, time.Second)
 	server.SetTimeout(timeout)
-	server.SetRetries(or(s.Retries, 120))
-	server.SetBackoff(func(int) time.Duration { return 0 })
+	server.SetRetries(or(s.Retries, 14))
+	server.SetBackoff(func(attempt int) time.Duration { return pause(attempt, timeout) })
 	server.SetBlockSizeNegotiation(!s.NoMTU)
 	server.SetHook(hook{h})
 
@@ -103,6 +104,17 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 		return fmt.Errorf("tftp: %w", err)
 	}
 	return nil
+}
+
+// pause is for how long a transfer waits, after the timeout, before it sends a
+// block again: not at all at first, when packets may have been lost, then ever
+// longer, up to 30 timeouts. Who was started again meanwhile hears few packets
+// that he did not ask for.
+func pause(attempt int, timeout time.Duration) time.Duration {
+	if attempt < 8 {
+		return 0
+	}
+	return time.Duration(min(4<<min(attempt-8, 8), 30)) * timeout
 }
 
 func (s *Server) handler(ctx context.Context) *handler {
@@ -162,22 +174,23 @@ func (h *handler) read(raw string, to io.ReaderFrom) error {
 	log := h.log.WithFields(logrus.Fields{"client": client, "file": shorten(raw)})
 
 	request := asked{netip.AddrPortFrom(client, uint16(remote.Port)), raw}
-	if !h.repeats.begin(request, time.Now()) {
+	state := h.repeats.begin(request, time.Now())
+	if state == nil {
 		log.Debug("tftp: asked again, and answered already")
 		return nil // says nothing; the socket is closed when it is collected
 	}
-	err := h.answer(raw, to, transfer, client, log)
+	err := h.answer(raw, to, transfer, client, state, log)
 	if errors.Is(err, errBrokenOff) {
-		h.repeats.forget(request)
+		h.repeats.forget(request, state)
 		return nil // ReadFrom has told the client
 	}
-	h.repeats.answered(request, time.Now())
+	h.repeats.answered(state, time.Now())
 	return err
 }
 
 // answer answers a request that is no repeat. The error is told to the client,
 // unless it is errBrokenOff.
-func (h *handler) answer(raw string, to io.ReaderFrom, transfer pin.OutgoingTransfer, client netip.Addr, log logrus.FieldLogger) error {
+func (h *handler) answer(raw string, to io.ReaderFrom, transfer pin.OutgoingTransfer, client netip.Addr, state *answering, log logrus.FieldLogger) error {
 	r, err := parse(raw)
 	if err != nil {
 		log.WithError(err).Warn("tftp: refused")
@@ -219,7 +232,8 @@ func (h *handler) answer(raw string, to io.ReaderFrom, transfer pin.OutgoingTran
 	done()
 
 	begun := time.Now()
-	source := &source{ctx: h.ctx, from: content}
+	h.repeats.sends(state, begun)
+	source := &source{ctx: h.ctx, from: content, heard: func() { h.repeats.hears(state) }}
 	sent, err := to.ReadFrom(source)
 	log = log.WithFields(logrus.Fields{"bytes": sent, "ms": time.Since(begun).Milliseconds()})
 	switch {
@@ -326,14 +340,20 @@ func shorten(name string) string {
 // source ends a transfer when the server stops, and tells its own failures
 // from those of the wire.
 type source struct {
-	ctx  context.Context
-	from io.Reader
-	err  error
+	ctx    context.Context
+	from   io.Reader
+	blocks int    // that were read
+	heard  func() // called when the client has acknowledged a block
+	err    error
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	if s.ctx.Err() != nil {
 		return 0, errors.New("the server stops, try again")
+	}
+	// A block is read when the client has the one before.
+	if s.blocks++; s.blocks == 2 {
+		s.heard()
 	}
 	n, err := s.from.Read(p)
 	if err != nil && err != io.EOF {

@@ -381,7 +381,7 @@ func TestLimits(t *testing.T) {
 func TestStopWithDeadClient(t *testing.T) {
 	m := newMachine()
 	m.closed = make(chan struct{}, 1)
-	port := serve(t, m, func(s *Server) { s.Retries = 50 })
+	port := serve(t, m, func(s *Server) { s.Retries = 10 })
 	conn, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
@@ -467,7 +467,7 @@ func TestGarbage(t *testing.T) {
 func TestLossyWire(t *testing.T) {
 	m := newMachine()
 	m.files[protocol.Kernel] = content(20_000)
-	port := lossy(t, serve(t, m, func(s *Server) { s.Timeout, s.Retries = 100*time.Millisecond, 80 }), 10)
+	port := lossy(t, serve(t, m, func(s *Server) { s.Timeout, s.Retries = 100*time.Millisecond, 10 }), 10)
 	each(t, func(t *testing.T, get func(int, string) ([]byte, error)) {
 		if strings.HasSuffix(t.Name(), "/atftp") {
 			// It answers no block a second time, and waits 5 s for each loss: the
