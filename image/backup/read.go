@@ -68,7 +68,14 @@ func unpack(plain io.Reader, dir string) (m Manifest, err error) {
 	if err != nil {
 		return m, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if m, err = decodeManifest(text); err != nil {
+	if m, err = decodeManifest(text); errors.Is(err, ErrNewer) {
+		// Unless it is damage that looks like that: the compressed stream has a
+		// digest at its end.
+		if _, damage := io.Copy(io.Discard, plain); damage != nil {
+			err = fmt.Errorf("%w: %w", ErrDamaged, damage)
+		}
+	}
+	if err != nil {
 		return m, err
 	}
 	for _, f := range m.Files {
