@@ -58,8 +58,8 @@ system: test-deps build lab
 	SIDUS_TEST_STORE=$(STORE) go test -count=1 -timeout 120m -v ./tests/system
 endif
 
-failover: test-deps build ## a running machine goes on when its server dies and another takes over
-	go test -count=1 -timeout 40m -v ./tests/failover
+failover: test-deps build ## a running machine goes on when its server dies and another takes over (STORE=zfs: both servers are machines with that)
+	SIDUS_TEST_STORE=$(STORE) go test -count=1 -timeout 80m -v ./tests/failover
 
 reset-test: test-deps build lab ## the server machine is reset while it receives, branches, rolls back and collects, on ZFS and LVM
 	go test -count=1 -timeout 24h -v ./tests/reset

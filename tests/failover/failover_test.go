@@ -2,11 +2,10 @@ package failover
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -24,14 +23,9 @@ import (
 const (
 	bridge = "lan"
 	shared = "10.80.0.10" // the address that moves
+	// nodeMAC is the hardware address of the machine that boots.
+	nodeMAC = "52:54:00:00:77:01"
 )
-
-func cacheDir() string {
-	if dir := os.Getenv("SIDUS_TEST_CACHE"); dir != "" {
-		return dir
-	}
-	return "/var/cache/sidus-tests"
-}
 
 func needs(t *testing.T) {
 	t.Helper()
@@ -61,10 +55,11 @@ func needs(t *testing.T) {
 // process does so, too.
 func folder(t *testing.T) string {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Join(cacheDir(), "packages"), 0o755); err != nil {
+	cache := labtest.Cache(t)
+	if err := os.MkdirAll(filepath.Join(cache, "packages"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(cacheDir(), "failover-*")
+	dir, err := os.MkdirTemp(cache, "failover-*")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,6 +115,10 @@ func linkPackages(t *testing.T, from, to string) {
 
 func TestFailOver(t *testing.T) {
 	needs(t)
+	if kind := os.Getenv("SIDUS_TEST_STORE"); kind != "" && kind != "btrfs" {
+		failOverOfMachines(t, kind)
+		return
+	}
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 25*time.Minute, errors.New("the time of the test is over"))
 	defer cancel()
 	root := folder(t)
@@ -164,7 +163,7 @@ func TestFailOver(t *testing.T) {
 	done("the machine is up")
 	m.read(ctx, t, want)
 	done("it has read its root once")
-	waitFor(ctx, t, "the second server knows of the session", time.Minute, func() bool { return strings.Contains(second.must("status"), "52:54:00:00:01:01") })
+	waitFor(ctx, t, "the second server knows of the session", time.Minute, func() bool { return strings.Contains(second.must("status"), nodeMAC) })
 
 	// The address must still be where it was: only the cut may move it.
 	if second.log() != "" {
@@ -189,51 +188,35 @@ func TestFailOver(t *testing.T) {
 	m.stop(ctx, t)
 }
 
-// builtStream is where the tree lies that was built from what there is now: to
-// build it takes longer than all the rest.
-func builtStream(t *testing.T) string {
+// build builds the tree, or takes it from the cache: to build it takes longer
+// than all the rest.
+func build(t *testing.T, s *server) {
 	t.Helper()
-	key := sha256.New()
-	for _, dir := range []string{"testdata", "../../recipes", "../../boot/initramfs", "../../image/build"} {
-		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-			if err != nil || !entry.Type().IsRegular() {
-				return err
-			}
-			text, err := os.ReadFile(path)
-			fmt.Fprintf(key, "%s %d\n%s", path, len(text), text)
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+	const recipe = "testdata/client.yaml"
+	stream, built := labtest.TreeStream(t, "failover", s.must("build", recipe, "--plan", "--json"), func(path string) {
+		packages, lent := filepath.Join(labtest.Cache(t), "packages"), filepath.Join(s.state, "cache/packages")
+		linkPackages(t, packages, lent)
+		s.must("build", recipe)
+		linkPackages(t, lent, packages)
+		s.must("export", "client@latest", "-o", path, "--replace")
+	})
+	if built {
+		return
 	}
-	return filepath.Join(cacheDir(), "failover-"+hex.EncodeToString(key.Sum(nil)[:8])+".stream")
+	s.must("import", "--stream", stream)
+	// Where it goes from here, inodes are numbered without gaps: leave some.
+	s.must("exec", "client", "--", "/bin/sh", "-ec", `mkdir /gap; cd /gap; seq 1000 | xargs touch; cp -a /usr/share /usr/share.new
+		cd /; rm -r /gap /usr/share; mv /usr/share.new /usr/share`)
+	var first struct{ Snapshot struct{ ID string } }
+	s.fetch(&first, "show", "client@latest")
+	s.must("snapshot", "client")
+	s.must("delete", "client@"+first.Snapshot.ID, "--yes")
 }
 
-// prepare builds the tree, or takes it from the cache, and tells of the network.
+// prepare builds the tree and tells of the network.
 func prepare(t *testing.T, s *server) (snapshot string) {
 	t.Helper()
-	stream := builtStream(t)
-	if exists(stream) {
-		s.must("import", "--stream", stream)
-		// Where it goes from here, inodes are numbered without gaps: leave some.
-		s.must("exec", "client", "--", "/bin/sh", "-ec", `mkdir /gap; cd /gap; seq 1000 | xargs touch; cp -a /usr/share /usr/share.new
-			cd /; rm -r /gap /usr/share; mv /usr/share.new /usr/share`)
-		var first struct{ Snapshot struct{ ID string } }
-		s.fetch(&first, "show", "client@latest")
-		s.must("snapshot", "client")
-		s.must("delete", "client@"+first.Snapshot.ID, "--yes")
-	} else {
-		packages, lent := filepath.Join(cacheDir(), "packages"), filepath.Join(s.state, "cache/packages")
-		linkPackages(t, packages, lent)
-		s.must("build", "testdata/client.yaml")
-		linkPackages(t, lent, packages)
-		old, _ := filepath.Glob(filepath.Join(cacheDir(), "failover-*.stream"))
-		for _, path := range old {
-			_ = os.Remove(path)
-		}
-		s.must("export", "client@latest", "-o", stream, "--replace")
-	}
+	build(t, s)
 	s.must("promote", "client@latest")
 	s.must("network", "add", "site", "--subnet", "10.80.0.0/24", "--mode", "full", "--range", "10.80.0.100-10.80.0.199")
 	var shown struct{ Snapshot struct{ ID string } }
@@ -344,7 +327,11 @@ type machine struct {
 
 func boot(ctx context.Context, t *testing.T, site *lab.Lab) *machine {
 	t.Helper()
-	vm, err := site.Boot(lab.MachineOptions{Name: "node", NICs: []lab.NIC{{Bridge: bridge, MAC: []byte{0x52, 0x54, 0, 0, 1, 1}}}})
+	mac, err := net.ParseMAC(nodeMAC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm, err := site.Boot(lab.MachineOptions{Name: "node", NICs: []lab.NIC{{Bridge: bridge, MAC: mac}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +343,7 @@ func boot(ctx context.Context, t *testing.T, site *lab.Lab) *machine {
 			t.Error(err)
 		}
 	})
-	limited, cancel := context.WithTimeoutCause(ctx, 8*time.Minute, errors.New("the machine does not come up"))
+	limited, cancel := context.WithTimeoutCause(ctx, patience(8*time.Minute), errors.New("the machine does not come up"))
 	defer cancel()
 	if _, _, err := vm.Console.WaitFor(limited, 0, regexp.MustCompile(`root@\S+:~#`)); err != nil {
 		t.Fatal(err)
@@ -393,7 +380,7 @@ func (m *machine) read(ctx context.Context, t *testing.T, want string) {
 func (m *machine) goesOn(ctx context.Context, t *testing.T, want string, more int) {
 	t.Helper()
 	n := len(m.rounds(ctx, t)) + more
-	waitFor(ctx, t, fmt.Sprintf("the machine has read its root %d times", n), 8*time.Minute, func() bool {
+	waitFor(ctx, t, fmt.Sprintf("the machine has read its root %d times", n), patience(8*time.Minute), func() bool {
 		time.Sleep(time.Second)
 		return len(m.rounds(ctx, t)) >= n
 	})

@@ -94,7 +94,7 @@ func move(ctx context.Context, t *testing.T, root string, site *lab.Lab, old *se
 	m.goesOn(ctx, t, want, 1)
 	m.alive(ctx, t)
 	new.must("check")
-	if text := new.must("status"); !strings.Contains(text, "52:54:00:00:01:01") {
+	if text := new.must("status"); !strings.Contains(text, nodeMAC) {
 		t.Errorf("the new server does not know the machine: %s", text)
 	}
 	out, err := old.shell(ctx, "sidus snapshot client 2>&1 || true")
