@@ -49,7 +49,7 @@ func (m *Manager) Adopt(ctx context.Context, options AdoptOptions) error {
 	}
 	err = m.run(ctx, operation{
 		action: "replicate", replicated: true, attach: options.Catalog,
-		makes: a.made(), removes: a.removes,
+		makes: a.made(), removes: a.removes, removed: "the head before the replicate",
 		check:  func(tx *sql.Tx) error { return checkRole(tx, true) },
 		work:   a.makeHeads,
 		commit: a.commit,

@@ -16,6 +16,7 @@ type operation struct {
 	action    string
 	makes     []store.VolumeID   // volumes that the work makes
 	removes   []store.VolumeID   // volumes that are retired and destroyed when all is done
+	removed   string             // what they are, for messages
 	snapshots []store.SnapshotID // snapshots that the work makes
 	uses      []store.SnapshotID // snapshots that must stay meanwhile
 
@@ -33,14 +34,6 @@ type operation struct {
 	// commit makes the result visible, in the transaction that ends the
 	// intent.
 	commit func(tx *sql.Tx) error
-}
-
-// removesWhat says what the operation removes.
-func (op operation) removesWhat() string {
-	if op.action == "import" {
-		return "the volume that the import worked in"
-	}
-	return "the head before the " + op.action
 }
 
 // run does the operation. When it fails, store and catalog are as before; when
@@ -84,7 +77,7 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 			}
 			if len(op.removes) > 0 {
 				// While the intent is there, nobody takes them for left over.
-				return retireVolumes(tx, op.removes, op.removesWhat())
+				return retireVolumes(tx, op.removes, op.removed)
 			}
 			return catalog.End(tx, id)
 		})
@@ -102,9 +95,9 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 	_, left, err := m.collectAfter(ctx, id, op.removes, nil)
 	if err != nil {
 		// The change itself is done.
-		m.log.WithError(err).Warnf("%s is left over; `sidus check --repair` removes it", op.removesWhat())
+		m.log.WithError(err).Warnf("%s is left over; `sidus check --repair` removes it", op.removed)
 	}
-	m.warnRetired(op.removesWhat(), left)
+	m.warnRetired(op.removed, left)
 	return nil
 }
 

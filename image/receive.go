@@ -52,6 +52,7 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 		action:    "import",
 		makes:     []store.VolumeID{scratch},
 		removes:   []store.VolumeID{scratch}, // if Take could not
+		removed:   "the volume that the import worked in",
 		snapshots: []store.SnapshotID{id},
 		check:     func(tx *sql.Tx) error { return checkReceived(tx, id, options.Replicated) },
 		// checkReceived looks at the role.

@@ -209,6 +209,7 @@ func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID, sa
 		action:    "rollback",
 		makes:     []store.VolumeID{head},
 		removes:   []store.VolumeID{t.Head},
+		removed:   "the head before the rollback",
 		snapshots: kept,
 		uses:      []store.SnapshotID{to},
 		work: func(ctx context.Context) error {

@@ -91,6 +91,7 @@ func (w *Workspace) Adopt(ctx context.Context) error {
 	err := w.m.run(ctx, operation{
 		action:  "build",
 		removes: []store.VolumeID{old},
+		removed: "the head before the build",
 		work:    func(context.Context) error { return nil },
 		commit: func(tx *sql.Tx) error {
 			if err := setHead(tx, w.tree.ID, w.volume, w.base); err != nil {
