@@ -21,8 +21,8 @@
 //
 // A call is answered at once, unless its connection has been busy for long
 // without having to wait for its client, or its client has very many
-// connections. Such connections take turns, in one place less than there are
-// processors, a turn of some hundred microseconds each time, and who has many
+// connections. Where there are other clients, such connections take turns, in one
+// place less than there are processors, a turn of some hundred microseconds each time, and who has many
 // of them has no more turns (turns.go). Large reads are sent in pieces, and
 // turns end in between. BenchmarkHonest shows what a flood from one client, of
 // calls or of bytes, over few connections or many, does to the calls of another.

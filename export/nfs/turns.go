@@ -38,10 +38,11 @@ var turnsAtOnce = sync.OnceValue(func() int {
 //
 // The calls of light clients are answered at once. The others, and whoever
 // works longer than a turn without having to wait for requests, take turns,
-// turnsAtOnce of them at a time, unless there is only one client. When a turn ends, the next one goes to the
-// client that had none for the longest time, however many connections each has.
+// turnsAtOnce of them at a time, unless there is only one client. When a turn
+// ends, the next one goes to the client that had none for the longest time,
+// however many connections each has.
 type turns struct {
-	clients *clients // nil: there are others
+	clients *clients
 
 	mu          sync.Mutex
 	free        int     // turns that nobody has
@@ -65,7 +66,7 @@ type workers struct{ first, last *worker }
 
 // others tells whether there is anybody else whom a worker could keep waiting.
 func (w *worker) others() bool {
-	return w.turns.clients == nil || w.turns.clients.others(w.client)
+	return w.turns.clients.others(w.client)
 }
 
 // resume is called when a worker goes on after it had to wait for something.

@@ -52,7 +52,8 @@ func TestTurnsOfClients(t *testing.T) {
 // TestTurnsAtOnce has many workers of several clients share three turns: never
 // more than three work, and all come to an end.
 func TestTurnsAtOnce(t *testing.T) {
-	turns := &turns{free: 3}
+	turns := &turns{free: 3, clients: &clients{}}
+	turns.clients.conns.Store(5 * (usualConnections + 1))
 	var working, most atomic.Int32
 	var all sync.WaitGroup
 	for range 5 {
