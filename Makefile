@@ -64,14 +64,14 @@ failover: test-deps build ## a running machine goes on when its server dies and 
 reset-test: test-deps build lab ## the server machine is reset while it receives, branches, rolls back and collects, on ZFS and LVM
 	go test -count=1 -timeout 24h -v ./tests/reset
 
-lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 minutes)
+lab: test-deps ## build the disk of the machine with OpenZFS and LVM, if its inputs changed (8 to 20 minutes)
 	go run ./tests/labdisk/cmd/labdisk
 
 lab-test: lab ## in that machine: all tests of ZFS and LVM, the systemd unit, the kernel's NFS client and server
 	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 120m -v ./tests/labdisk/...
 	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 60m -v -run 'TestKernel|TestUnit' ./export/knfsd ./cmd/sidus ./tests/service
 
-long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, every step of kill -9
+long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, live updates, every step of kill -9
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 90m ./image/build ./boot/initramfs ./tests/liveupdate ./tests/commands ./btrfs
 
 check: fmt vet lint vuln ## formatting and static checks

@@ -67,7 +67,7 @@ func (s *Server) ListenAndServe(ctx context.Context, address string) error {
 // Serve answers what arrives on conn until ctx ends, and closes conn. It
 // returns nil then, after the transfers under way have been cut: those whose
 // clients still answer. Where one has gone, the transfer lets go of its file at
-// once, and ends by itself after Timeout times Retries.
+// once, and ends by itself when it has sent its block for the last time.
 func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
