@@ -101,7 +101,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, alone.Close()) }()
 	d.nonce = strings.ToLower(rand.Text())
 
-	if _, ok := stores[d.store]; !ok && d.store != "btrfs" {
+	if _, ok := labdisk.Stores[d.store]; !ok && d.store != "btrfs" {
 		return fmt.Errorf("there is no kind of store %q: btrfs, zfs and lvm are", d.store)
 	}
 	defer func() {

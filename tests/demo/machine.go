@@ -15,18 +15,10 @@ import (
 // machineAddr is the address of the machine with the store.
 const machineAddr = "10.77.0.2"
 
-// stores are the kinds of stores that need a machine of their own, because
-// this one's kernel may lack what they are made of: how each is made on the
-// empty disk /dev/vdc, and where Sidus is told to put itself.
-var stores = map[string]struct{ make, place, at string }{
-	"zfs": {"zpool create -O mountpoint=none tank /dev/vdc", "--dataset", "tank/sidus"},
-	"lvm": {"vgcreate -q --metadatasize 64m vg /dev/vdc && lvcreate -q --type thin-pool --extents 95%FREE --name pool vg", "--thin-pool", "vg/pool"},
-}
-
 // makeInMachine boots a machine with the store, and takes the tree there as a
 // stream from the embedded store that it is built on.
 func (d *demo) makeInMachine(ctx context.Context) error {
-	kind := stores[d.store]
+	kind := labdisk.Stores[d.store]
 	// The nonce there never changes, so that the tree is built once.
 	if err := d.makeHere(ctx, "none"); err != nil {
 		return err
@@ -45,10 +37,10 @@ func (d *demo) makeInMachine(ctx context.Context) error {
 		return err
 	}
 	if err := d.do("make its store", func() error {
-		if _, err := d.machine.Do(ctx, kind.make); err != nil {
+		if _, err := d.machine.Do(ctx, kind.Make); err != nil {
 			return err
 		}
-		return d.sidus(ctx, "init", kind.place, kind.at)
+		return d.sidus(ctx, "init", kind.Option, kind.At)
 	}); err != nil {
 		return err
 	}

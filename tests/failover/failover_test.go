@@ -38,7 +38,7 @@ func needs(t *testing.T) {
 			why = program + " is missing; tests/setup.sh test installs it"
 		}
 	}
-	if _, err := labtest.Program(); err != nil {
+	if _, err := labtest.FindProgram(); err != nil {
 		why = err.Error()
 	}
 	if why == "" {
@@ -76,10 +76,7 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
 	[ -n "$left" ] || exec rm -rf -- "$2"
 	sleep 1
 done`
-	program, err := labtest.Program()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := labtest.Program(t)
 	guard := exec.Command("sh", "-c", script, "sidus-failover-guard", program, dir)
 	guard.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	stdin, err := guard.StdinPipe()

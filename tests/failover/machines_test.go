@@ -20,14 +20,6 @@ import (
 	"sidus/tests/labdisk"
 )
 
-// stores are the kinds of stores that this machine's kernel may lack: how each
-// is made on the empty disk /dev/vdc of a machine of its own.
-var stores = map[string]string{
-	"zfs": "zpool create -O mountpoint=none tank /dev/vdc; sidus init --dataset tank/sidus",
-	"lvm": "vgcreate -q --metadatasize 64m vg /dev/vdc; lvcreate -q --type thin-pool --extents 95%FREE --name pool vg; " +
-		"sidus init --thin-pool vg/pool --volume-size 4G",
-}
-
 // patience is the time that something may take: more where three emulated
 // machines run beside each other.
 func patience(d time.Duration) time.Duration {
@@ -49,7 +41,8 @@ type machineServer struct {
 // own, of which the first loses its power. The second has its snapshots as
 // streams of its store's own kind.
 func failOverOfMachines(t *testing.T, kind string) {
-	if stores[kind] == "" {
+	store, ok := labdisk.Stores[kind]
+	if !ok {
 		t.Fatalf("SIDUS_TEST_STORE: there is no kind of store %q: btrfs, zfs and lvm are", kind)
 	}
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 75*time.Minute, errors.New("the time of the test is over"))
@@ -87,7 +80,8 @@ func failOverOfMachines(t *testing.T, kind string) {
 	first := newMachineServer(ctx, t, disk, site, "first", "10.80.0.2", 150, programs)
 	done("the servers have booted")
 	for _, s := range []*machineServer{first, second} {
-		s.do(ctx, stores[kind])
+		s.do(ctx, store.Make)
+		s.do(ctx, "sidus init "+store.Option+" "+store.At)
 	}
 	first.do(ctx, "sidus import --stream /lab/client.stream")
 	done("the tree is imported")
@@ -132,11 +126,7 @@ func failOverOfMachines(t *testing.T, kind string) {
 // configuration.
 func files(t *testing.T, root string) map[string]string {
 	t.Helper()
-	program, err := labtest.Program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	programs := map[string]string{"sidus-program": program}
+	programs := map[string]string{"sidus-program": labtest.Program(t)}
 	for _, name := range []string{"sidus.service", "sidus-replicate.service", "sidus-receive.service", "keepalived.conf", "keepalived-notify"} {
 		text, err := os.ReadFile(filepath.Join("../../cmd/sidus", name))
 		if err != nil {

@@ -54,10 +54,7 @@ func newServer(t *testing.T, root string, site *lab.Lab, name, address, size str
 // install puts there what `make install` would.
 func (s *server) install() {
 	s.t.Helper()
-	program, err := labtest.Program()
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	program := labtest.Program(s.t)
 	sbin := filepath.Join(s.prefix, "sbin")
 	share := filepath.Join(s.prefix, "share/sidus")
 	for _, dir := range []string{sbin, share} {

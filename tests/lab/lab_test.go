@@ -39,8 +39,7 @@ func newLab(t *testing.T) *lab.Lab {
 		}
 		t.Skip("SKIPPED: this test needs root")
 	}
-	l := labtest.New(t, lab.Options{})
-	return l
+	return labtest.New(t, lab.Options{})
 }
 
 func addBridge(t *testing.T, l *lab.Lab) {

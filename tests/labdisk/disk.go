@@ -67,8 +67,9 @@ type Disk struct {
 // where it is slow, the kernel finds that its timer does not tick, and stops.
 const CommandLine = "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.show_status=0 mitigations=off audit=0 nowatchdog no_timer_check"
 
-// cacheDir is the folder of built disks.
-func cacheDir() string {
+// CacheDir is the folder of what is costly to make and outlives a run, such as
+// built disks. It may be missing.
+func CacheDir() string {
 	if dir := os.Getenv(CacheEnv); dir != "" {
 		return dir
 	}
@@ -100,7 +101,7 @@ func Cached() (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return open(filepath.Join(cacheDir(), "lab-"+k))
+	return open(filepath.Join(CacheDir(), "lab-"+k))
 }
 
 func open(dir string) (*Disk, error) {
@@ -128,17 +129,17 @@ func Ensure(ctx context.Context, progress io.Writer, log logrus.FieldLogger) (*D
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(cacheDir(), "lab-"+k)
+	dir := filepath.Join(CacheDir(), "lab-"+k)
 	if disk, err := open(dir); disk != nil || err != nil {
 		return disk, err
 	}
 	if err := buildable(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cacheDir(), 0o755); err != nil {
+	if err := os.MkdirAll(CacheDir(), 0o755); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCannotBuild, err)
 	}
-	lock := flock.New(filepath.Join(cacheDir(), "lab.lock"))
+	lock := flock.New(filepath.Join(CacheDir(), "lab.lock"))
 	if taken, err := lock.TryLock(); err != nil {
 		return nil, err
 	} else if !taken {
@@ -152,13 +153,13 @@ func Ensure(ctx context.Context, progress io.Writer, log logrus.FieldLogger) (*D
 		return disk, err // made while we waited
 	}
 	// With the lock held, a work folder belongs to a build that was cut.
-	leftover, _ := filepath.Glob(filepath.Join(cacheDir(), "work-*"))
+	leftover, _ := filepath.Glob(filepath.Join(CacheDir(), "work-*"))
 	for _, name := range leftover {
 		if err := os.RemoveAll(name); err != nil {
 			return nil, err
 		}
 	}
-	work, err := os.MkdirTemp(cacheDir(), "work-")
+	work, err := os.MkdirTemp(CacheDir(), "work-")
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +191,7 @@ func buildable() error {
 // removeOthers deletes the disks of older inputs, except the one before: two
 // checkouts may take turns.
 func removeOthers(dir string) {
-	names, _ := filepath.Glob(filepath.Join(cacheDir(), "lab-*"))
+	names, _ := filepath.Glob(filepath.Join(CacheDir(), "lab-*"))
 	names = slices.DeleteFunc(names, func(n string) bool { return n == dir })
 	when := func(name string) int64 {
 		if info, err := os.Stat(name); err == nil {

@@ -48,7 +48,7 @@ func passedFile(folder string) (string, error) {
 		_, err = io.Copy(h, file)
 		return err
 	})
-	return filepath.Join(cacheDir(), "passed", hex.EncodeToString(h.Sum(nil))[:32]), err
+	return filepath.Join(CacheDir(), "passed", hex.EncodeToString(h.Sum(nil))[:32]), err
 }
 
 // passed tells whether that was noted, and when.

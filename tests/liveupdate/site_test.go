@@ -10,10 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sidus/tests/lab/labtest"
 	"strings"
 	"testing"
 	"time"
+
+	"sidus/tests/lab/labtest"
 )
 
 // site is a state folder and the program that works on it.
@@ -25,11 +26,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	program, err := labtest.Program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &site{t: t, program: program, state: filepath.Join(t.TempDir(), "state")}
+	s := &site{t: t, program: labtest.Program(t), state: filepath.Join(t.TempDir(), "state")}
 	s.must("init", "--size", "20G")
 	t.Cleanup(func() { s.must("unmount") })
 	return s

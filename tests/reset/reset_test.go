@@ -92,7 +92,7 @@ func needs(t *testing.T) *labdisk.Disk {
 		why = err.Error()
 	} else if err != nil {
 		t.Fatal(err)
-	} else if _, err := labtest.Program(); err != nil {
+	} else if _, err := labtest.FindProgram(); err != nil {
 		why = err.Error()
 	}
 	if why != "" && os.Getenv("CI") == "true" {
@@ -111,11 +111,7 @@ func newSite(t *testing.T, kind kind) *site {
 	if _, err := l.AddBridge("lan", netip.MustParsePrefix("10.81.0.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	program, err := labtest.Program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	programs := map[string]string{"sidus": program, "static-busybox": "/bin/busybox", "digests": "testdata/digests-" + kind.name}
+	programs := map[string]string{"sidus": labtest.Program(t), "static-busybox": "/bin/busybox", "digests": "testdata/digests-" + kind.name}
 	for _, name := range []string{"round", "setup", "receiver"} {
 		programs[name] = "testdata/" + name
 	}

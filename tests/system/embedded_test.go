@@ -32,14 +32,15 @@ type embedded struct {
 // unmounted and removed.
 func newEmbedded(ctx context.Context, t *testing.T) *embedded {
 	t.Helper()
-	e := &embedded{program: program(t)}
-	packages := filepath.Join(labtest.Cache(t), "packages")
+	e := &embedded{program: labtest.Program(t)}
+	cache := labtest.Cache(t)
+	packages := filepath.Join(cache, "packages")
 	if err := os.MkdirAll(packages, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	removeDead(t, labtest.Cache(t), e.program)
+	removeDead(t, cache, e.program)
 	var err error
-	if e.state, err = os.MkdirTemp(labtest.Cache(t), "system-*"); err != nil {
+	if e.state, err = os.MkdirTemp(cache, "system-*"); err != nil {
 		t.Fatal(err)
 	}
 	e.guard(t)

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"sidus/tests/lab"
-	"sidus/tests/lab/labtest"
+	"sidus/tests/labdisk"
 )
 
 // storeEnv is the environment variable with the kind of store that the tests
@@ -21,7 +21,7 @@ import (
 const storeEnv = "SIDUS_TEST_STORE"
 
 // onMachine tells whether the store is on a virtual machine.
-func onMachine() bool { return places[os.Getenv(storeEnv)].make != "" }
+func onMachine() bool { return labdisk.Stores[os.Getenv(storeEnv)].Make != "" }
 
 // host is the machine that has the store and the server: all that differs from
 // one kind of store to another. The embedded store is on this machine
@@ -77,22 +77,12 @@ func newHost(ctx context.Context, t *testing.T, l *lab.Lab) host {
 		e.lab, e.walker = l, atSnapshot(ctx, t)
 		return e
 	default:
-		place, ok := places[kind]
+		store, ok := labdisk.Stores[kind]
 		if !ok {
 			t.Fatalf("%s=%s: there is no such kind of store: btrfs, zfs and lvm are", storeEnv, kind)
 		}
-		return newStoreServer(ctx, t, l, kind, place)
+		return newStoreServer(ctx, t, l, kind, store)
 	}
-}
-
-// program is the file with the sidus that is tested.
-func program(t *testing.T) string {
-	t.Helper()
-	name, err := labtest.Program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return name
 }
 
 // atSnapshot compiles the program of that name, which needs nothing of the

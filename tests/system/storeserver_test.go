@@ -16,25 +16,13 @@ import (
 	"sidus/tests/labdisk"
 )
 
-// place is where a store of a kind that this machine's kernel may lack is made.
-type place struct {
-	make   string // makes it on the empty disk /dev/vdc
-	option string // of init and atsnapshot
-	at     string
-}
-
-var places = map[string]place{
-	"zfs": {"zpool create -O mountpoint=none tank /dev/vdc", "--dataset", "tank/sidus"},
-	"lvm": {"vgcreate -q --metadatasize 64m vg /dev/vdc && lvcreate -q --type thin-pool --extents 95%FREE --name pool vg", "--thin-pool", "vg/pool"},
-}
-
 // storeServer is a virtual machine with a store on ZFS or LVM, that has a card
 // in each network, and one in a network of its own by which it is told what to
 // do.
 type storeServer struct {
 	lab     *lab.Lab
 	machine *labdisk.Server
-	place   place
+	store   labdisk.Store
 	cables  map[string]string // the server's end of each network
 }
 
@@ -52,7 +40,7 @@ const (
 // newStoreServer boots the machine and makes its store. What needs packages is
 // built on this machine and travels there as a stream; the rest of the phases
 // is built there.
-func newStoreServer(ctx context.Context, t *testing.T, l *lab.Lab, kind string, place place) *storeServer {
+func newStoreServer(ctx context.Context, t *testing.T, l *lab.Lab, kind string, store labdisk.Store) *storeServer {
 	t.Helper()
 	begun := time.Now()
 	stream := baseStream(ctx, t)
@@ -77,10 +65,10 @@ func newStoreServer(ctx context.Context, t *testing.T, l *lab.Lab, kind string, 
 		}
 	}
 	begun = time.Now()
-	s := &storeServer{lab: l, place: place, cables: map[string]string{}}
+	s := &storeServer{lab: l, store: store, cables: map[string]string{}}
 	s.machine, err = disk.StartServer(ctx, l, labdisk.ServerOptions{
 		Name: kind + "-server", Bridge: controlName, Address: netip.MustParsePrefix(controlNet), Cards: cards,
-		Programs: map[string]string{"sidus": program(t), "atsnapshot": atSnapshot(ctx, t), "walk": "testdata/walk"},
+		Programs: map[string]string{"sidus": labtest.Program(t), "atsnapshot": atSnapshot(ctx, t), "walk": "testdata/walk"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -91,10 +79,10 @@ func newStoreServer(ctx context.Context, t *testing.T, l *lab.Lab, kind string, 
 	}
 
 	begun = time.Now()
-	if _, err := s.machine.Do(ctx, place.make); err != nil {
+	if _, err := s.machine.Do(ctx, store.Make); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.sidus(ctx, "init", place.option, place.at); err != nil {
+	if _, err := s.sidus(ctx, "init", store.Option, store.At); err != nil {
 		t.Fatal(err)
 	}
 	times.note("make its store", time.Since(begun))
@@ -197,7 +185,7 @@ func (s *storeServer) stop(ctx context.Context, serving *lab.Process) error {
 }
 
 func (s *storeServer) walk(ctx context.Context, id string) (result, error) {
-	return s.run(ctx, "atsnapshot", s.place.option, s.place.at, id, "/lab/walk")
+	return s.run(ctx, "atsnapshot", s.store.Option, s.store.At, id, "/lab/walk")
 }
 
 func (s *storeServer) cable(network string) string { return s.cables[network] }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"sidus/tests/lab"
+	"sidus/tests/labdisk"
 )
 
 // New makes a lab that is closed when the test ends. What then goes wrong fails
@@ -27,9 +28,19 @@ func New(t *testing.T, o lab.Options) *lab.Lab {
 	return l
 }
 
-// Program returns the file of the sidus that is tested: SIDUS_BIN, or what
+// Program returns the file of the sidus that is tested, see FindProgram.
+func Program(t *testing.T) string {
+	t.Helper()
+	name, err := FindProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// FindProgram returns the file of the sidus that is tested: SIDUS_BIN, or what
 // `make build` made. Tests run in tests/NAME.
-func Program() (string, error) {
+func FindProgram() (string, error) {
 	name := os.Getenv("SIDUS_BIN")
 	if name == "" {
 		name = "../../bin/sidus"
@@ -44,14 +55,10 @@ func Program() (string, error) {
 	return name, nil
 }
 
-// Cache is the folder of what is costly to make and outlives a run:
-// SIDUS_TEST_CACHE, or /var/cache/sidus-tests.
+// Cache makes labdisk.CacheDir and returns it.
 func Cache(t *testing.T) string {
 	t.Helper()
-	dir := os.Getenv("SIDUS_TEST_CACHE")
-	if dir == "" {
-		dir = "/var/cache/sidus-tests"
-	}
+	dir := labdisk.CacheDir()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -68,12 +75,13 @@ func TreeStream(t *testing.T, name, plan string, build func(path string)) (path 
 	if err := json.Unmarshal([]byte(plan), &planned); err != nil || len(planned.Phases) == 0 {
 		t.Fatalf("the plan cannot be read: %v: %s", err, plan)
 	}
-	path = filepath.Join(Cache(t), name+"-"+planned.Phases[len(planned.Phases)-1].Key[:16]+".stream")
+	cache := Cache(t)
+	path = filepath.Join(cache, name+"-"+planned.Phases[len(planned.Phases)-1].Key[:16]+".stream")
 	if _, err := os.Stat(path); err == nil {
 		return path, false
 	}
 	build(path)
-	others, _ := filepath.Glob(filepath.Join(Cache(t), name+"-*.stream")) // the pattern is valid
+	others, _ := filepath.Glob(filepath.Join(cache, name+"-*.stream")) // the pattern is valid
 	for _, other := range others {
 		if other == path {
 			continue
