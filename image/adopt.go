@@ -27,13 +27,16 @@ type AdoptOptions struct {
 	Epoch   int64     // the primary's
 	Host    string    // the primary's
 	AsOf    time.Time // when the copy was made
+	// Properties are those of the primary's trees, see PropertiesOfTrees.
+	Properties map[string]map[string]string
 }
 
 // Adopt makes the catalog of a replica that of its primary: channels, networks,
 // nodes, sessions, leases and the history become what they are there, in one
 // transaction, and the channels' snapshots are ready to be served before. Trees
-// have a head here that starts where the primary's does. Of snapshots only
-// those are listed that are here; what the primary has deleted is deleted.
+// have a head here that starts where the primary's does, with its properties if
+// this store has such. Of snapshots only those are listed that are here; what the
+// primary has deleted is deleted.
 //
 // What belongs to this server alone stays: where its store is, its targets, its
 // intents. The error wraps ErrBehind if a channel's snapshot is not here.
@@ -55,6 +58,9 @@ func (m *Manager) Adopt(ctx context.Context, options AdoptOptions) error {
 		commit: a.commit,
 	})
 	if err != nil {
+		return err
+	}
+	if err := m.adoptProperties(context.WithoutCancel(ctx), options.Properties); err != nil {
 		return err
 	}
 	ids := make([]string, len(a.gone))

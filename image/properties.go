@@ -59,6 +59,69 @@ func (m *Manager) Properties(ctx context.Context, t Tree) (map[string]string, er
 	return setter.Properties(ctx, t.Head)
 }
 
+// PropertiesOfTrees returns what was set on the heads of all trees, by the IDs
+// of the trees. It is nil if the store has no properties.
+func (m *Manager) PropertiesOfTrees(ctx context.Context) (map[string]map[string]string, error) {
+	setter, ok := m.store.(store.PropertySetter)
+	if !ok {
+		return nil, nil
+	}
+	trees, err := m.Trees(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]map[string]string, len(trees))
+	for _, t := range trees {
+		values, err := setter.Properties(ctx, t.Head)
+		if errors.Is(err, store.ErrNotFound) {
+			continue // deleted meanwhile, or lost: nothing is known of it
+		} else if err != nil {
+			return nil, fmt.Errorf("tree %s: %w", t.Name, err)
+		}
+		all[t.ID] = values
+	}
+	return all, nil
+}
+
+// adoptProperties gives the heads of a replica's trees the properties that the
+// primary's have. What this store does not take is said in the log: a smaller
+// disk or an older ZFS must not keep snapshots from being replicated.
+func (m *Manager) adoptProperties(ctx context.Context, theirs map[string]map[string]string) error {
+	ours, err := m.PropertiesOfTrees(ctx)
+	if err != nil {
+		return err
+	}
+	trees, err := m.Trees(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range trees {
+		want, known := theirs[t.ID]
+		have, here := ours[t.ID]
+		if !known || !here {
+			continue
+		}
+		changes := map[string]string{}
+		for name := range have {
+			if _, ok := want[name]; !ok {
+				changes[name] = "inherit"
+			}
+		}
+		for name, value := range want {
+			if have[name] != value {
+				changes[name] = value
+			}
+		}
+		// One by one: what can be taken is.
+		for _, name := range slices.Sorted(maps.Keys(changes)) {
+			if err := m.setProperties(ctx, t.Head, map[string]string{name: changes[name]}); err != nil {
+				m.log.WithError(err).Warnf("tree %s does not get %s=%s, which it has on the primary", t.Name, name, changes[name])
+			}
+		}
+	}
+	return nil
+}
+
 func (m *Manager) setProperties(ctx context.Context, v store.VolumeID, values map[string]string) error {
 	if len(values) == 0 {
 		return nil

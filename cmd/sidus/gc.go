@@ -11,7 +11,6 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	"sidus/image"
 )
@@ -26,7 +25,7 @@ func gcCommand() *cli.Command {
 			"What a channel, its kept history, a branch, a head, a pinned node, a running node or a command at work\n"+
 			"needs stays, whatever the rules say, and so does the newest complete snapshot of a tree. Also removed\n"+
 			"are indexes of snapshots that are gone, old logs of builds, and records of boots that ended long ago.\n\n"+
-			"It asks first. --dry-run only says what would go and what stays, and why.",
+			"It asks first; without a terminal it wants --yes. --dry-run only says what would go and what stays, and why.",
 			"sidus gc --dry-run", "sidus gc --keep 5 --yes", "sidus gc --tree debian --keep-within 14d", "sidus gc --keep 3 --packages --yes"),
 		Flags: changes(
 			&cli.IntFlag{Name: "keep", DefaultText: strconv.Itoa(image.DefaultKeep), Usage: "keep the newest `N` complete snapshots of each tree"},
@@ -55,21 +54,15 @@ func collectGarbage(ctx context.Context, c *cli.Context, s *site) error {
 	if err != nil {
 		return err
 	}
-	terminal := term.IsTerminal(int(os.Stdin.Fd()))
-	if dry := c.Bool("dry-run"); dry || !c.Bool("yes") && !terminal {
-		return print(c, map[string]any{"plan": plan, "done": false}, func(w io.Writer) {
-			printPlan(w, plan, true)
-			if !dry && !plan.Empty() {
-				fmt.Fprintln(w, "nothing was done: give --yes to do it")
-			}
-		})
+	if c.Bool("dry-run") {
+		return print(c, map[string]any{"plan": plan, "done": false}, func(w io.Writer) { printPlan(w, plan, true) })
 	}
 	if plan.Empty() {
 		return print(c, map[string]any{"plan": plan, "done": false}, func(w io.Writer) { fmt.Fprintln(w, "there is nothing to collect") })
 	}
 	if !c.Bool("yes") {
 		printPlan(os.Stderr, plan, false)
-		if err := confirm(c, fmt.Sprintf("delete %d snapshots", len(plan.Goes()))); err != nil {
+		if err := confirm(c, "delete what is listed above"); err != nil {
 			return err
 		}
 	}

@@ -91,6 +91,8 @@ type drop struct {
 type state struct {
 	AsOf   time.Time `json:"as_of"`
 	SHA256 string    `json:"sha256"` // of the data
+	// Properties are those of image.Manager.PropertiesOfTrees.
+	Properties map[string]map[string]string `json:"properties,omitempty"`
 }
 
 // RemoteError is what the other side said.

@@ -396,7 +396,7 @@ func (s *receiving) takeState(ctx context.Context, st state, data io.Reader) (er
 	if err := installSecrets(image.Layout{Dir: dir}, s.Layout); err != nil {
 		return err
 	}
-	return s.Manager.Adopt(ctx, image.AdoptOptions{Catalog: image.Layout{Dir: dir}.Catalog(), Epoch: s.other.Epoch, Host: s.other.Host, AsOf: st.AsOf})
+	return s.Manager.Adopt(ctx, image.AdoptOptions{Catalog: image.Layout{Dir: dir}.Catalog(), Epoch: s.other.Epoch, Host: s.other.Host, AsOf: st.AsOf, Properties: st.Properties})
 }
 
 func hostname() string {

@@ -264,6 +264,10 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err = errors.Join(err, c.Close()); err != nil {
 		return report, err
 	}
+	properties, err := s.Manager.PropertiesOfTrees(ctx)
+	if err != nil {
+		return report, err
+	}
 	cl, err := s.open(ctx, dial, s.greeting(Replicate, ours))
 	if err != nil {
 		return report, err
@@ -283,7 +287,7 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.carryOut(ctx, cl, plan, ours, &report); err != nil {
 		return report, err
 	}
-	if err := s.sendState(cl, dir, copied, asOf); err != nil {
+	if err := s.sendState(cl, dir, copied, state{AsOf: asOf, Properties: properties}); err != nil {
 		return report, err
 	}
 	report.AsOf = asOf
@@ -430,18 +434,17 @@ func (s *Sender) carryOut(ctx context.Context, cl *client, plan replicate.Plan, 
 	return nil
 }
 
-func (s *Sender) sendState(cl *client, dir, copied string, asOf time.Time) (err error) {
+func (s *Sender) sendState(cl *client, dir, copied string, st state) (err error) {
 	packed, err := os.Create(filepath.Join(dir, "state.tar.zst"))
 	if err != nil {
 		return err
 	}
 	defer packed.Close()
-	sum, err := packState(copied, s.Layout, packed)
-	if err != nil {
+	if st.SHA256, err = packState(copied, s.Layout, packed); err != nil {
 		return err
 	}
 	if _, err := packed.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return cl.state(state{AsOf: asOf, SHA256: sum}, packed)
+	return cl.state(st, packed)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -104,6 +105,42 @@ func TestReplicate(t *testing.T) {
 				t.Errorf("nothing to do: %+v, %v", report, err)
 			}
 		})
+	}
+}
+
+func TestPropertiesAreReplicated(t *testing.T) {
+	a, b, _ := pair(t, true)
+	ctx := t.Context()
+	properties := func(s *testSite, name string) map[string]string {
+		tree, err := s.manager.Tree(ctx, name)
+		must(t, err)
+		values, err := s.manager.Properties(ctx, tree)
+		must(t, err)
+		return values
+	}
+	for _, set := range []map[string]string{
+		{"quota": "10G", "compression": "zstd"},
+		{"quota": "20G"},
+		{"compression": "inherit"},
+		{"quota": "inherit"},
+	} {
+		must(t, a.manager.SetProperties(ctx, "deb", set, false))
+		_, err := replicateTo(a, b)
+		must(t, err)
+		if want, got := properties(a, "deb"), properties(b, "deb"); !maps.Equal(want, got) {
+			t.Errorf("after %v: the replica's tree has %v, the primary's %v", set, got, want)
+		}
+		if got := properties(b, "gpu"); len(got) > 0 {
+			t.Errorf("another tree has %v", got)
+		}
+	}
+	// A head that follows a new snapshot has them, too.
+	must(t, a.manager.SetProperties(ctx, "deb", map[string]string{"quota": "30G"}, false))
+	a.snapshot("deb", "later", 1000)
+	_, err := replicateTo(a, b)
+	must(t, err)
+	if got := properties(b, "deb"); got["quota"] != "30G" {
+		t.Errorf("after a new snapshot the replica's tree has %v", got)
 	}
 }
 

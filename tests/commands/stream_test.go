@@ -125,7 +125,9 @@ func TestGC(t *testing.T) {
 	if now := s.state(); now != before {
 		t.Errorf("a dry run changed\n%s\nto\n%s", before, now)
 	}
-	s.want([]string{"nothing was done", "--yes"}, "gc", "--keep", "1")
+	if r := s.run("gc", "--keep", "1"); r.status != 2 || !strings.Contains(r.stderr, "--yes") || !strings.Contains(r.stderr, "deb@1") {
+		t.Errorf("without --yes and a terminal: status %d: %s%s", r.status, r.stdout, r.stderr)
+	}
 	if now := s.state(); now != before {
 		t.Errorf("without --yes it changed\n%s\nto\n%s", before, now)
 	}
