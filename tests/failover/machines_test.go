@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +89,8 @@ func failOverOfMachines(t *testing.T, kind string) {
 	first.do(ctx, "sidus promote client@latest; sidus network add site --subnet 10.80.0.0/24 --mode full --range 10.80.0.100-10.80.0.199")
 	second.do(ctx, "systemctl start sidus-receive")
 	token := second.do(ctx, "sidus receive --token 2>/run/stderr")
-	first.do(ctx, "umask 077; echo '"+strings.TrimSpace(token)+"' >/root/token; sidus replicate add second tls://"+second.address+" --token-file /root/token; sidus replicate")
+	first.do(ctx, "umask 077; echo '"+strings.TrimSpace(token)+"' >/root/token; sidus replicate add second tls://"+second.address+" --token-file /root/token")
+	replicateCut(ctx, first, second)
 	done("it is replicated")
 	compareMachines(ctx, t, kind, built.Snapshot.ID, first, second)
 	first.do(ctx, "systemctl start sidus-replicate keepalived")
@@ -194,6 +196,26 @@ func (s *machineServer) waitServes(ctx context.Context) {
 		out, _ := s.Do(ctx, "journalctl -u sidus --no-pager -o cat")
 		return strings.Contains(out, "dhcp: answering")
 	})
+}
+
+// replicateCut replicates, is killed on the way, and replicates again: what has
+// arrived is not sent once more.
+func replicateCut(ctx context.Context, from, to *machineServer) {
+	from.Helper()
+	from.do(ctx, "sidus replicate >/run/replicate 2>&1 </dev/null & echo $! >/run/replicate.pid")
+	const parts = 20 << 20 // more than two, see docs/replication.md
+	waitFor(ctx, from.T, "a part of the stream arrives", patience(2*time.Minute), func() bool {
+		out := to.do(ctx, "cat /var/lib/sidus/cache/incoming/*.stream 2>/dev/null | wc -c")
+		arrived, err := strconv.Atoi(strings.TrimSpace(out))
+		return err == nil && arrived > parts
+	})
+	from.do(ctx, "kill -KILL $(cat /run/replicate.pid)")
+	// The receiver may not have given up the first one yet.
+	from.do(ctx, "for n in 1 2 3 4 5 6; do sidus replicate && exit; sleep 5; done; exit 1")
+	said := to.do(ctx, "journalctl -u sidus-receive --no-pager -o cat")
+	if !regexp.MustCompile(`goes on at part ([2-9]|\d{2,}),`).MatchString(said) {
+		to.Errorf("the stream that was cut was sent again from its beginning:\n%s", said)
+	}
 }
 
 // compareMachines checks that the test proves something: both servers hold the
