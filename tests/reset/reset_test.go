@@ -190,7 +190,7 @@ func (s *site) cutRound(mode string) string {
 	s.Helper()
 	said, events := s.Console.Len(), len(s.Events())
 	s.do("setsid sh /lab/round " + mode + " >/dev/null 2>&1 </dev/null &")
-	ctx, cancel := context.WithTimeoutCause(s.Context(), 5*time.Minute, errors.New("it is not reset"))
+	ctx, cancel := context.WithTimeoutCause(s.Context(), 10*time.Minute, errors.New("it is not reset"))
 	defer cancel()
 	if _, _, err := s.WaitEvent(ctx, events, "RESET"); err != nil {
 		s.Fatal(err)
