@@ -235,6 +235,8 @@ func TestResolve(t *testing.T) {
 	b.must(b.DeleteSnapshot(t.Context(), s[0].ID))
 	_, err = b.CreateTree(t.Context(), "empty")
 	b.must(err)
+	_, err = b.Branch(t.Context(), s[1].ID, "branch")
+	b.must(err)
 	for _, c := range []struct {
 		reference string
 		want      store.SnapshotID
@@ -244,6 +246,10 @@ func TestResolve(t *testing.T) {
 		{"debian@good", named.ID, nil},
 		{"debian@latest", named.ID, nil}, // a step does not count
 		{"debian@4", step.ID, nil},
+		{"debian@base", step.ID, nil},
+		{"branch@base", s[1].ID, nil}, // of another tree
+		{"branch@latest", "", store.ErrNotFound},
+		{"empty@base", "", store.ErrNotFound},
 		{string(s[1].ID), s[1].ID, nil},
 		{string(s[1].ID[:12]), s[1].ID, nil},
 		{"debian@" + string(s[1].ID[:12]), s[1].ID, nil},
@@ -275,7 +281,7 @@ func TestNames(t *testing.T) {
 		}
 	}
 	_, s := b.tree("debian-12.5_x+y", 1)
-	for _, name := range []string{"latest", "14", "0123456789abcdef", "a/b", "-x"} {
+	for _, name := range []string{"latest", "base", "14", "0123456789abcdef", "a/b", "-x"} {
 		if _, err := b.Snapshot(t.Context(), "debian-12.5_x+y", nil, false, SnapshotOptions{Name: name}); !errors.Is(err, store.ErrBadName) {
 			t.Errorf("Snapshot(%q): %v", name, err)
 		}

@@ -31,14 +31,14 @@ var (
 	idPattern     = regexp.MustCompile(`^[0-9a-f]{6,32}$`)
 )
 
-// validateSnapshotName also refuses what would read as a number, an ID or the
-// word `latest`.
+// validateSnapshotName also refuses what would read as a number, an ID or one of
+// the words `latest` and `base`.
 func validateSnapshotName(name string) error {
 	if err := ValidateName("snapshot", name); err != nil {
 		return err
 	}
-	if name == latest || numberPattern.MatchString(name) || idPattern.MatchString(name) {
-		return fmt.Errorf("snapshot name %q: %w: it would be read as a number, an ID, or the newest complete snapshot", name, store.ErrBadName)
+	if name == latestWord || name == baseWord || numberPattern.MatchString(name) || idPattern.MatchString(name) {
+		return fmt.Errorf("snapshot name %q: %w: it would be read as a number, an ID, the newest complete snapshot, or the head's base", name, store.ErrBadName)
 	}
 	return nil
 }

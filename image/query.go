@@ -152,13 +152,17 @@ func (m *Manager) SnapshotRecord(ctx context.Context, id store.SnapshotID) (s Sn
 	return s, err
 }
 
-// latest is the word for the newest complete snapshot.
-const latest = "latest"
+// The words in place of a snapshot's name.
+const (
+	latestWord = "latest" // the newest complete one
+	baseWord   = "base"   // the one that the head last was equal to
+)
 
 // Resolve finds the snapshot that a reference names: TREE@14 (its number),
-// TREE@latest (the newest complete one), TREE@NAME, TREE@ID or ID, where ID
-// may be cut to a prefix of six digits or more that is not ambiguous. The
-// error wraps store.ErrNotFound or store.ErrBadName.
+// TREE@latest (the newest complete one), TREE@base (the one that the head last
+// was equal to; of a new branch it is a snapshot of another tree), TREE@NAME,
+// TREE@ID or ID, where ID may be cut to a prefix of six digits or more that is
+// not ambiguous. The error wraps store.ErrNotFound or store.ErrBadName.
 func (m *Manager) Resolve(ctx context.Context, reference string) (s Snapshot, err error) {
 	err = m.catalog.View(ctx, func(tx *sql.Tx) error {
 		s, err = resolve(tx, reference)
@@ -171,7 +175,7 @@ func resolve(tx *sql.Tx, reference string) (Snapshot, error) {
 	treeName, which, ok := strings.Cut(reference, "@")
 	if !ok {
 		if !idPattern.MatchString(reference) {
-			return Snapshot{}, fmt.Errorf("snapshot %q: %w: write TREE@NUMBER, TREE@NAME, TREE@latest or an ID", reference, store.ErrBadName)
+			return Snapshot{}, fmt.Errorf("snapshot %q: %w: write TREE@NUMBER, TREE@NAME, TREE@latest, TREE@base or an ID", reference, store.ErrBadName)
 		}
 		return uniqueSnapshot(tx, reference, `snapshot.id LIKE ? || '%'`, reference)
 	}
@@ -180,7 +184,7 @@ func resolve(tx *sql.Tx, reference string) (Snapshot, error) {
 		return Snapshot{}, err
 	}
 	switch {
-	case which == latest:
+	case which == latestWord:
 		list, err := querySnapshots(tx, `snapshot.tree = ? AND snapshot.complete AND snapshot.deleted IS NULL ORDER BY snapshot.number DESC LIMIT 1`, tree.ID)
 		if err != nil {
 			return Snapshot{}, err
@@ -189,6 +193,11 @@ func resolve(tx *sql.Tx, reference string) (Snapshot, error) {
 			return Snapshot{}, fmt.Errorf("snapshot %s: %w: %s has no complete snapshot yet; `sidus build` ends with one, `sidus snapshot %s` makes one", reference, store.ErrNotFound, treeName, treeName)
 		}
 		return list[0], nil
+	case which == baseWord:
+		if tree.Base == "" {
+			return Snapshot{}, fmt.Errorf("snapshot %s: %w: the head of %s began empty", reference, store.ErrNotFound, treeName)
+		}
+		return snapshotByID(tx, tree.Base)
 	case numberPattern.MatchString(which):
 		s, err := uniqueSnapshot(tx, reference, `snapshot.tree = ? AND snapshot.number = ?`, tree.ID, which)
 		if errors.Is(err, store.ErrNotFound) && idPattern.MatchString(which) {

@@ -172,6 +172,7 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, id store.SnapshotID) error
 
 // RollbackReport says what a rollback did, and what it did not do.
 type RollbackReport struct {
+	Tree     string    `json:"tree"` // whose head it was
 	To       Snapshot  `json:"to"`
 	Saved    *Snapshot `json:"saved,omitempty"`    // holds what the head held, if that was in no snapshot
 	Channels []Channel `json:"channels,omitempty"` // channels that still point to another snapshot of the tree
@@ -183,6 +184,7 @@ type RollbackReport struct {
 // somebody may have written to is saved in a snapshot first. Nothing that
 // nodes boot is changed. The time it takes does not depend on the tree's size.
 func (m *Manager) Rollback(ctx context.Context, tree string, to store.SnapshotID, wait bool) (report RollbackReport, err error) {
+	report.Tree = tree
 	err = m.withHead(ctx, tree, nil, wait, func(t Tree) error {
 		// Whether a head that somebody may have written to really differs from its
 		// base takes the longer the larger it is; a snapshot takes no time.
@@ -275,7 +277,7 @@ func fillRollbackReport(tx *sql.Tx, t Tree, report *RollbackReport) error {
 // String tells the report to people.
 func (r RollbackReport) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "the head of %s is now %s; later snapshots are still there\n", r.To.Tree, r.To.Ref())
+	fmt.Fprintf(&b, "the head of %s is now %s; later snapshots are still there\n", r.Tree, r.To.Ref())
 	if r.Saved != nil {
 		fmt.Fprintf(&b, "what the head held is saved as %s\n", r.Saved.Ref())
 	}

@@ -25,7 +25,7 @@ func diffCommand() *cli.Command {
 			"that were added (+), removed (-), upgraded or downgraded (~), and files with what of them changed: content,\n"+
 			"owner, mode, links, extended attributes. Content is compared byte by byte; times prove nothing. The exit\n"+
 			"status is 0 whether or not something differs.",
-			"sidus diff debian@12 debian@13", "sidus diff debian@latest debian --packages", "sidus diff debian gpu --json"),
+			"sidus diff debian@12 debian@13", "sidus diff debian@base debian --packages", "sidus diff debian gpu --json"),
 		Flags: reads(
 			&cli.BoolFlag{Name: "packages", Usage: "only packages"},
 			&cli.BoolFlag{Name: "files", Usage: "only files"},

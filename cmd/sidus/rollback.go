@@ -15,8 +15,9 @@ func rollbackCommand() *cli.Command {
 		Usage:     "start the head of a tree again from a snapshot",
 		ArgsUsage: "TREE@SNAP",
 		Description: describe("The head becomes a clone of the snapshot. Later snapshots stay and can be gone back to; what the head\n"+
-			"held and no snapshot holds is saved in one first, so that a rollback can be undone. What nodes boot does\n"+
-			"not change: `sidus channel rollback` does that.", "sidus rollback debian@12"),
+			"held and no snapshot holds is saved in one first, so that a rollback can be undone. TREE@base is what the\n"+
+			"head last was equal to, of a branch without snapshots what it was made from. What nodes boot does not\n"+
+			"change: `sidus channel rollback` does that.", "sidus rollback debian@12", "sidus rollback gpu@base"),
 		Flags: changes(waitFlag()),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			args, err := want(c)
