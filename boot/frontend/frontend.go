@@ -83,7 +83,7 @@ func (s *Server) runs(service string) bool {
 
 // Run serves until ctx ends, and returns nil then. Machines that are running
 // go on when a front end comes back: their file handles and sessions outlive
-// it.
+// it. When the server ceases to be the primary, only NFS goes on.
 func (s *Server) Run(ctx context.Context) error {
 	if s.Log == nil {
 		s.Log = logrus.StandardLogger()
@@ -134,26 +134,27 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.ownNFS() {
 		s.serveNFS(ctx, group, nfsServer, follower, listeners)
 	}
+	boots := newBooting(ctx, s, group)
 	if s.runs(HTTP) {
 		orders := node.NewOrders(s.Registry)
-		group.Go(func() error { return orders.Run(ctx) })
+		boots.run(orders.Run)
 		web := &boothttp.Server{Boot: booter, Files: files, Loaders: pxe.DebianLoaders, Reports: s.Registry, Orders: orders, Steps: follower,
 			Metrics: nfsServer.WriteMetrics, Log: s.Log}
 		for _, l := range listeners.http {
-			group.Go(func() error { return web.Serve(ctx, l) })
+			boots.run(func(ctx context.Context) error { return web.Serve(ctx, l) })
 		}
 	}
 	if s.runs(TFTP) {
 		files := &tftp.Server{Loaders: pxe.DebianLoaders, Boot: booter, Files: files, Steps: follower, Log: s.Log}
 		for _, conn := range listeners.tftp {
-			group.Go(func() error { return files.Serve(ctx, conn) })
+			boots.run(func(ctx context.Context) error { return files.Serve(ctx, conn) })
 		}
 	}
 	if s.ownNFS() && s.runs(Portmap) {
 		s.servePortmap(ctx, group)
 	}
 	if s.runs(DHCP) {
-		s.serveDHCP(ctx, group, follower)
+		s.serveDHCP(boots, follower)
 	}
 	listeners.handedOver()
 	for _, e := range s.endpoints {
@@ -195,7 +196,7 @@ func (s *Server) describe() string {
 	return strings.Join(list, ", ")
 }
 
-func (s *Server) serveDHCP(ctx context.Context, group *errgroup.Group, follower *node.Follower) {
+func (s *Server) serveDHCP(boots *booting, follower *node.Follower) {
 	directory := &node.Directory{Registry: s.Registry, Mode: s.DHCPMode, Loaders: s.Loaders, HTTP: func(subnet netip.Prefix) string {
 		return s.httpBase(subnet.Addr())
 	}}
@@ -206,7 +207,7 @@ func (s *Server) serveDHCP(ctx context.Context, group *errgroup.Group, follower 
 		}
 		served[e.iface] = true
 		server := &dhcp.Server{Interface: e.iface, Address: e.address, Directory: directory, Leases: s.Registry, Steps: follower, Log: s.Log}
-		group.Go(func() error { return server.Serve(ctx) })
+		boots.run(server.Serve)
 	}
 }
 

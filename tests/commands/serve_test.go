@@ -82,12 +82,18 @@ func (w *wire) serve(args ...string) *lab.Process {
 func (w *wire) served(args ...string) *lab.Process {
 	w.t.Helper()
 	p := w.serve(args...)
+	w.says(p, "serving lab on ")
+	return p
+}
+
+// says waits until a server has said something.
+func (w *wire) says(p *lab.Process, words string) {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
-	if _, _, err := p.Output.WaitFor(ctx, 0, regexp.MustCompile(`serving lab on `)); err != nil {
+	if _, _, err := p.Output.WaitFor(ctx, 0, regexp.MustCompile(regexp.QuoteMeta(words))); err != nil {
 		w.t.Fatalf("serve: %v: %s", err, p.Output)
 	}
-	return p
 }
 
 // ended waits for the end of a server that must end by itself.
@@ -298,6 +304,45 @@ func TestServe(t *testing.T) {
 		t.Errorf("after a promotion: %q, %v", text, err)
 	}
 	w.stopped(p)
+}
+
+// TestServeWhileDemoted: two servers must not answer one machine, and what runs
+// keeps its root.
+func TestServeWhileDemoted(t *testing.T) {
+	t.Parallel()
+	w := newWire(t)
+	p := w.served()
+	w.answers()
+	c, root := w.mountNFS("/channel/default")
+	w.ok("demote", "--yes")
+	w.says(p, "no machine boots from here any more")
+	if offer, err := w.discover(); err == nil {
+		t.Errorf("DHCP still answers: %v", offer)
+	}
+	if conn, err := w.client.DialContext(t.Context(), "tcp4", serverAddress+":8080"); err == nil {
+		_ = conn.Close()
+		t.Error("HTTP still listens")
+	}
+	tftp, err := w.client.DialContext(t.Context(), "udp4", serverAddress+":69")
+	must(t, err)
+	defer tftp.Close()
+	must(t, tftp.SetDeadline(time.Now().Add(5*time.Second)))
+	_, err = tftp.Write([]byte("\x00\x01lpxelinux.0\x00octet\x00"))
+	must(t, err)
+	if _, err := tftp.Read(make([]byte, 1000)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("TFTP still listens: %v", err)
+	}
+	if files, err := c.walk(root); err != nil || files < 10 {
+		t.Errorf("the mount of before finds %d files, %v", files, err)
+	}
+	w.mountNFS("/channel/default")
+	w.stopped(p)
+	w.wantServeFailure(w.ended(w.serve()), 4, "replica", "--only nfs")
+
+	w.ok("takeover", "--yes")
+	p = w.served("--only", "dhcp,http,tftp")
+	w.ok("demote", "--yes")
+	w.wantServeFailure(w.ended(p), 4, "replica")
 }
 
 // fewRights checks the capabilities of all threads.
