@@ -89,6 +89,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       withConn,
 		ErrorLog:          s.errorLog(),
 	}
 	stopped := make(chan struct{})
@@ -105,7 +106,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			_ = server.Close()
 		}
 	}()
-	err := server.Serve(l)
+	err := server.Serve(listener{l})
 	close(ended)
 	<-stopped
 	if errors.Is(err, http.ErrServerClosed) {
@@ -181,6 +182,7 @@ func (h *handler) bootFile(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 	begun := time.Now()
 	counted := &counter{ResponseWriter: w}
+	spare(r)
 	http.ServeContent(counted, r, "", time.Time{}, content)
 	log = log.WithFields(logrus.Fields{"bytes": counted.bytes, "ms": time.Since(begun).Milliseconds(), "status": counted.status})
 	if counted.err != nil {

@@ -42,6 +42,9 @@ type Count struct {
 	// that was sent after an answer had come, and each TCP handshake. Requests
 	// that are sent together count once.
 	RoundTrips int64
+	// Ahead is the most that a server had sent of a TCP connection and its
+	// client had not acknowledged, in bytes.
+	Ahead int64
 }
 
 // Capture counts the traffic between a bridge's machines and the lab itself.
@@ -70,7 +73,9 @@ type flowState struct {
 	answered bool // the server spoke last
 	pending  Count
 	next     uint32 // sequence number that is expected from the client
-	record   int    // bytes of the current RPC record that are still to come
+	acked    uint32 // what the client has acknowledged
+	hasAcked bool
+	record   int // bytes of the current RPC record that are still to come
 }
 
 // Capture starts counting on a bridge.
@@ -182,10 +187,10 @@ func (c *Capture) String() string {
 	}
 	sort.Strings(names)
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-9s %12s %9s %9s %11s\n", "protocol", "bytes", "packets", "requests", "round trips")
+	fmt.Fprintf(&b, "%-9s %12s %9s %9s %11s %11s\n", "protocol", "bytes", "packets", "requests", "round trips", "bytes ahead")
 	for _, name := range names {
 		n := counts[Protocol(name)]
-		fmt.Fprintf(&b, "%-9s %12d %9d %9d %11d\n", name, n.Bytes, n.Packets, n.Requests, n.RoundTrips)
+		fmt.Fprintf(&b, "%-9s %12d %9d %9d %11d %11d\n", name, n.Bytes, n.Packets, n.Requests, n.RoundTrips, n.Ahead)
 	}
 	return b.String()
 }
@@ -200,6 +205,7 @@ func (c *Capture) add(p Protocol, n Count) {
 	total.Bytes += n.Bytes
 	total.Requests += n.Requests
 	total.RoundTrips += n.RoundTrips
+	total.Ahead = max(total.Ahead, n.Ahead)
 }
 
 // count looks at one Ethernet frame.
@@ -291,10 +297,17 @@ func (c *Capture) tcp(source, target endpoint, segment []byte, one Count) {
 			return
 		}
 	}
+	if fromClient && flags&ack != 0 {
+		state.acked, state.hasAcked = binary.BigEndian.Uint32(segment[8:]), true
+	}
 	switch {
 	case len(payload) == 0:
 	case !fromClient:
 		state.answered = true
+		// What is less than nothing was sent again.
+		if ahead := int32(sequence + uint32(len(payload)) - state.acked); state.hasAcked {
+			one.Ahead = int64(ahead)
+		}
 	case sequence-state.next < 1<<31: // not a repetition
 		if sequence != state.next {
 			state.record = 0 // something was not seen: take this as a beginning
@@ -313,6 +326,7 @@ func (c *Capture) tcp(source, target endpoint, segment []byte, one Count) {
 	if state.protocol == "" {
 		state.pending.Packets += one.Packets
 		state.pending.Bytes += one.Bytes
+		state.pending.Ahead = max(state.pending.Ahead, one.Ahead)
 		return
 	}
 	c.add(state.protocol, one)

@@ -40,6 +40,10 @@ func (w *world) alpha(ctx context.Context, t *testing.T) {
 	if lost := traffic.Lost(); lost > 0 {
 		t.Logf("%d packets were not counted", lost)
 	}
+	// See boot/http/syslinux.go.
+	if ahead := counts[lab.HTTP].Ahead; ahead > 7*1460 {
+		t.Errorf("PXELINUX was sent %d bytes before it had answered: its card has room for 8 packets", ahead)
+	}
 
 	t.Run("the steps of the boot", func(t *testing.T) {
 		log, at := w.server.log(), 0
