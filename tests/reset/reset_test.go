@@ -25,8 +25,8 @@ import (
 // A run without SIDUS_LONG_TESTS=1 resets the machine so often when all commands
 // stand still, and any run so often at the instant in which the first does.
 const (
-	samples  = 4
-	instants = 2
+	samples  = 2
+	instants = 1
 )
 
 // kind is a kind of store: how two of them are made on the empty disk /dev/vdc,
