@@ -65,7 +65,9 @@ func failOverOfMachines(t *testing.T, kind string) {
 	// Each file costs two emulated servers and a client time. The drivers that
 	// the client needs are in its initrd.
 	builder.must("exec", "client", "--", "/bin/sh", "-ec",
-		"cd /usr/share; rm -rf doc locale man i18n zoneinfo; cd /usr/lib; rm -rf x86_64-linux-gnu/gconv udev/hwdb.d udev/hwdb.bin modules/*/kernel/drivers")
+		"cd /usr/share; rm -rf doc locale man i18n zoneinfo perl perl5 python3 bug lintian bash-completion zsh common-licenses; "+
+			"cd /usr/lib; rm -rf x86_64-linux-gnu/gconv x86_64-linux-gnu/perl* python3* udev/hwdb.d udev/hwdb.bin modules/*/kernel/drivers; "+
+			"rm -rf /var/lib/dpkg/info /var/cache/* /var/lib/apt/lists/*")
 	builder.must("snapshot", "client")
 	var built struct{ Snapshot struct{ ID string } }
 	builder.fetch(&built, "show", "client@latest")
