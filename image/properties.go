@@ -87,8 +87,11 @@ func (m *Manager) PropertiesOfTrees(ctx context.Context) (map[string]map[string]
 // primary's have. What this store does not take is said in the log: a smaller
 // disk or an older ZFS must not keep snapshots from being replicated.
 func (m *Manager) adoptProperties(ctx context.Context, theirs map[string]map[string]string) error {
+	if len(theirs) == 0 {
+		return nil
+	}
 	ours, err := m.PropertiesOfTrees(ctx)
-	if err != nil {
+	if err != nil || len(ours) == 0 {
 		return err
 	}
 	trees, err := m.Trees(ctx)
@@ -103,17 +106,14 @@ func (m *Manager) adoptProperties(ctx context.Context, theirs map[string]map[str
 		}
 		changes := map[string]string{}
 		for name := range have {
-			if _, ok := want[name]; !ok {
-				changes[name] = "inherit"
-			}
+			changes[name] = "inherit"
 		}
-		for name, value := range want {
-			if have[name] != value {
-				changes[name] = value
-			}
-		}
+		maps.Copy(changes, want)
 		// One by one: what can be taken is.
 		for _, name := range slices.Sorted(maps.Keys(changes)) {
+			if have[name] == changes[name] {
+				continue
+			}
 			if err := m.setProperties(ctx, t.Head, map[string]string{name: changes[name]}); err != nil {
 				m.log.WithError(err).Warnf("tree %s does not get %s=%s, which it has on the primary", t.Name, name, changes[name])
 			}

@@ -81,6 +81,10 @@ func (s *Server) runs(service string) bool {
 	return len(s.Only) == 0 || slices.Contains(s.Only, service)
 }
 
+// Boots tells whether a service runs that boots machines. NFS alone leaves
+// neither leases nor sessions behind.
+func (s *Server) Boots() bool { return s.runs(DHCP) || s.runs(TFTP) || s.runs(HTTP) }
+
 // Run serves until ctx ends, and returns nil then. Machines that are running
 // go on when a front end comes back: their file handles and sessions outlive
 // it. When the server ceases to be the primary, only NFS goes on.

@@ -27,7 +27,7 @@ type booting struct {
 func newBooting(ctx context.Context, s *Server, group *errgroup.Group) *booting {
 	b := &booting{server: s, group: group}
 	b.ctx, b.cancel = context.WithCancel(ctx)
-	if s.runs(DHCP) || s.runs(TFTP) || s.runs(HTTP) {
+	if s.Boots() {
 		group.Go(b.watchRole)
 	}
 	return b

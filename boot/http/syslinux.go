@@ -18,8 +18,7 @@ import (
 // host took the processor away just then, no interrupt follows, the card has no
 // buffer, and the machine hears nothing any more (virtnet_irq in
 // drivers/net/virtio-net.c, PXENV_UNDI_ISR in pxe_undi.c of iPXE). With fewer
-// packets on their way than it has buffers, the next one wakes it. Other
-// firmware has as few.
+// packets on their way than it has buffers, the next one wakes it.
 const (
 	// fewWrite is what two TCP segments of an Ethernet hold, in bytes.
 	fewWrite = 2 * 1460

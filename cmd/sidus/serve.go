@@ -49,8 +49,11 @@ func serveCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := replicaServes(ctx, s, server.Only); err != nil {
-				return err
+			// The leases and sessions of a server that is no primary would be lost.
+			if server.Boots() {
+				if err := s.manager.Writable(ctx); err != nil {
+					return fmt.Errorf("%w; until then it serves NFS only (--only nfs)", err)
+				}
 			}
 			logrus.Infof("sidus %s serves %s", version, s.layout.Dir)
 			err = server.Run(ctx)
@@ -58,21 +61,6 @@ func serveCommand() *cli.Command {
 			return err
 		}),
 	}
-}
-
-// replicaServes refuses to boot machines from a server that is no primary: the
-// sessions and leases would be lost. To read a snapshot leaves nothing behind.
-func replicaServes(ctx context.Context, s *site, only []string) error {
-	err := s.manager.Writable(ctx)
-	if err == nil {
-		return nil
-	}
-	for _, service := range []string{frontend.DHCP, frontend.TFTP, frontend.HTTP} {
-		if len(only) == 0 || slices.Contains(only, service) {
-			return fmt.Errorf("%w; until then it serves NFS only (--only nfs)", err)
-		}
-	}
-	return nil
 }
 
 func newFrontEnd(c *cli.Context, s *site) (*frontend.Server, error) {

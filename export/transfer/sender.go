@@ -264,10 +264,6 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err = errors.Join(err, c.Close()); err != nil {
 		return report, err
 	}
-	properties, err := s.Manager.PropertiesOfTrees(ctx)
-	if err != nil {
-		return report, err
-	}
 	cl, err := s.open(ctx, dial, s.greeting(Replicate, ours))
 	if err != nil {
 		return report, err
@@ -287,7 +283,7 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.carryOut(ctx, cl, plan, ours, &report); err != nil {
 		return report, err
 	}
-	if err := s.sendState(cl, dir, copied, state{AsOf: asOf, Properties: properties}); err != nil {
+	if err := s.sendState(ctx, cl, dir, copied, asOf); err != nil {
 		return report, err
 	}
 	report.AsOf = asOf
@@ -434,7 +430,11 @@ func (s *Sender) carryOut(ctx context.Context, cl *client, plan replicate.Plan, 
 	return nil
 }
 
-func (s *Sender) sendState(cl *client, dir, copied string, st state) (err error) {
+func (s *Sender) sendState(ctx context.Context, cl *client, dir, copied string, asOf time.Time) (err error) {
+	st := state{AsOf: asOf}
+	if st.Properties, err = s.Manager.PropertiesOfTrees(ctx); err != nil {
+		return err
+	}
 	packed, err := os.Create(filepath.Join(dir, "state.tar.zst"))
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidus/export/stream"
+	"sidus/image/store"
 	"sidus/image/tool"
 )
 
@@ -33,6 +34,14 @@ func benchTree(b *testing.B) []string {
 	return paths
 }
 
+// benchSnapshot makes a snapshot of it.
+func benchSnapshot(b *testing.B, s store.Store) store.SnapshotID {
+	paths := benchTree(b)
+	return snapshotOf(b, s, func(root string) error {
+		return tool.Run(b.Context(), tool.Options{Dir: "/"}, "cp", append([]string{"-a", "--parents", "-t", root, "--"}, paths...)...)
+	})
+}
+
 // BenchmarkExport compares exports, digests included, with the pipelines that
 // an administrator would type, on the same data, by turns.
 //
@@ -40,10 +49,7 @@ func benchTree(b *testing.B) []string {
 // makes a round slower and never faster.
 func BenchmarkExport(b *testing.B) {
 	s := newStore(b)
-	paths := benchTree(b)
-	id := snapshotOf(b, s, func(root string) error {
-		return tool.Run(b.Context(), tool.Options{Dir: "/"}, "cp", append([]string{"-a", "--parents", "-t", root, "--"}, paths...)...)
-	})
+	id := benchSnapshot(b, s)
 	root := mountOf(b, s, id)
 	if _, err := tool.Output(b.Context(), tool.Options{Dir: root}, "sh", "-c", "tar c . | cat >/dev/null"); err != nil { // from now on in memory
 		b.Fatal(err)

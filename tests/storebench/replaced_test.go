@@ -17,10 +17,7 @@ import (
 // compressed.
 func BenchmarkReplaced(b *testing.B) {
 	s := newStore(b)
-	paths := benchTree(b)
-	base := snapshotOf(b, s, func(root string) error {
-		return tool.Run(b.Context(), tool.Options{Dir: "/"}, "cp", append([]string{"-a", "--parents", "-t", root, "--"}, paths...)...)
-	})
+	base := benchSnapshot(b, s)
 	head, id := store.NewVolumeID(), store.NewSnapshotID()
 	if err := s.Clone(b.Context(), base, head); err != nil {
 		b.Fatal(err)
