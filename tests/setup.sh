@@ -7,7 +7,7 @@ set -eu
 run="btrfs-progs mmdebstrap debian-archive-keyring pxelinux syslinux-common ipxe tar gzip bzip2 xz-utils zstd mount util-linux"
 build="gcc libc6-dev git make ca-certificates"
 test="$build qemu-system-x86 openssh-client ipxe-qemu iproute2 busybox-static acl attr libcap2-bin libnfs-utils tftp-hpa atftp curl \
-dnsmasq-base isc-dhcp-client debootstrap tcpdump e2fsprogs cpio procps strace nfs-ganesha nfs-ganesha-vfs openssh-server keepalived"
+dnsmasq-base isc-dhcp-client debootstrap tcpdump e2fsprogs cpio procps strace nfs-ganesha nfs-ganesha-vfs openssh-server keepalived tshark"
 
 case "${1:-}" in
 run) want="$run $build" ;;
