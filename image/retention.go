@@ -13,8 +13,8 @@ import (
 // them. What is needed stays in any case, and so does the newest complete
 // snapshot of each tree.
 type Retention struct {
-	Keep       int           // the newest N complete snapshots of each tree stay
-	KeepWithin time.Duration // complete snapshots that are younger stay; 0: age does not count
+	Keep       int           // the newest N complete snapshots of each tree stay, and the saved heads among them
+	KeepWithin time.Duration // complete snapshots and saved heads that are younger stay; 0: age does not count
 	Named      bool          // snapshots with a name of their own may go like others; else they stay
 }
 
@@ -42,7 +42,7 @@ func PlanRetention(in RetentionInput) []Verdict {
 	for _, s := range in.Snapshots {
 		trees[s.TreeID] = append(trees[s.TreeID], s)
 	}
-	rank := map[store.SnapshotID]int{}       // 1: the newest complete one of its tree
+	rank := map[store.SnapshotID]int{}       // 1: the newest complete one of its tree, or a saved head with as many newer ones
 	cache := map[store.SnapshotID]Snapshot{} // what a step is the cache of
 	for _, list := range trees {
 		slices.SortFunc(list, func(a, b Snapshot) int { return cmp.Compare(b.Number, a.Number) })
@@ -51,6 +51,8 @@ func PlanRetention(in RetentionInput) []Verdict {
 			if s.Complete {
 				n++
 				rank[s.ID] = n
+			} else if savedHead(s) {
+				rank[s.ID] = n + 1
 			}
 			// A build that has not ended, or failed, goes on from its steps.
 			if s.Complete && n == 1 || s.ID == list[0].ID {
@@ -88,6 +90,11 @@ func markCache(cache map[store.SnapshotID]Snapshot, parents map[store.SnapshotID
 	}
 }
 
+// savedHead tells whether s is what a rollback or a build found in a head and
+// saved before it was replaced. The steps of a build have a phase, and what is made
+// by hand is complete.
+func savedHead(s Snapshot) bool { return !s.Complete && s.Phase == "" }
+
 // stays says why a snapshot stays: nothing if it goes.
 func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]Snapshot) (reasons []string) {
 	for _, need := range in.Needs[s.ID] {
@@ -96,7 +103,7 @@ func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]S
 	if s.Name != "" && !in.Rules.Named {
 		reasons = append(reasons, fmt.Sprintf("it has a name, %s", s.Name))
 	}
-	if !s.Complete {
+	if !s.Complete && !savedHead(s) {
 		if of, ok := cache[s.ID]; ok && of.ID == s.ID {
 			reasons = append(reasons, "it is the newest step of a build that has not ended, which goes on from it")
 		} else if ok {
@@ -105,6 +112,8 @@ func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]S
 		return reasons
 	}
 	switch {
+	case savedHead(s) && rank <= max(1, in.Rules.Keep):
+		reasons = append(reasons, fmt.Sprintf("it is a saved head of %s, and fewer than %d complete snapshots are newer", s.Tree, max(1, in.Rules.Keep)))
 	case rank == 1:
 		reasons = append(reasons, "it is the newest complete snapshot of "+s.Tree)
 	case rank <= in.Rules.Keep:
@@ -118,12 +127,15 @@ func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]S
 
 // goes says why a snapshot goes.
 func goes(in RetentionInput, s Snapshot, rank int) string {
-	if !s.Complete {
+	if !s.Complete && !savedHead(s) {
 		return "it is a step of an older build of " + s.Tree + ", and no build uses it any more"
 	}
 	reason := fmt.Sprintf("%d complete snapshots of %s are newer", rank-1, s.Tree)
 	if rank == 2 {
 		reason = "a complete snapshot of " + s.Tree + " is newer"
+	}
+	if savedHead(s) {
+		reason = "it is a saved head, and " + reason
 	}
 	if in.Rules.KeepWithin > 0 {
 		reason += fmt.Sprintf(", and it is older than %s", Days(in.Rules.KeepWithin))

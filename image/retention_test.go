@@ -13,9 +13,9 @@ import (
 
 // parseHistory reads a history of snapshots, one a word, the oldest first:
 //
-//	[TREE:]NUMBER[c][n][!][<PARENT]-AGE
+//	[TREE:]NUMBER[c|s][n][!][<PARENT]-AGE
 //
-// c: complete, n: it has a name, !: somebody needs it, <PARENT: the tree and
+// c: complete, s: a saved head, else a step of a build, n: it has a name, !: somebody needs it, <PARENT: the tree and
 // number that it was made from, AGE in days. A word in parentheses was
 // deleted: it only has a parent.
 func parseHistory(t *testing.T, now time.Time, text string) RetentionInput {
@@ -30,7 +30,7 @@ func parseHistory(t *testing.T, now time.Time, text string) RetentionInput {
 		}
 		word, age, _ := strings.Cut(word, "-")
 		word, parent, _ := strings.Cut(word, "<")
-		digits := strings.TrimRight(word, "cn!")
+		digits := strings.TrimRight(word, "csn!")
 		number, err := strconv.Atoi(digits)
 		if err != nil {
 			t.Fatalf("%q: %v", word, err)
@@ -39,6 +39,9 @@ func parseHistory(t *testing.T, now time.Time, text string) RetentionInput {
 		s := Snapshot{ID: store.SnapshotID(tree + digits), TreeID: tree, Tree: tree, Number: number, Created: now.Add(-time.Duration(days) * 24 * time.Hour)}
 		flags := word[len(digits):]
 		s.Complete = strings.Contains(flags, "c")
+		if !s.Complete && !strings.Contains(flags, "s") {
+			s.Phase = "base"
+		}
 		if strings.Contains(flags, "n") {
 			s.Name = "named"
 		}
@@ -87,6 +90,10 @@ func TestPlanRetention(t *testing.T) {
 		{"an older one that failed does not", "1-9 2<1-9 3-8 4c<3-8", Retention{Keep: 1}, "", "t1 t2"},
 		{"the cache lies in another tree", "u:1-9 u:2c<1-9 u:3-8 u:4c<3-8 5c<u1-7", Retention{Keep: 1}, "", "u2"},
 		{"parents that go round", "1<2-9 2<1-9 3c<2-9", Retention{Keep: 1}, "", ""},
+		{"a saved head stays as long as complete ones", "1s-9 2c-8 3s-7 4c-6", Retention{Keep: 1}, "", "t1 t2 t3"},
+		{"it does not count for n", "1c-9 2s-8 3c-7 4s-6 5s-5", Retention{Keep: 2}, "", ""},
+		{"a young one stays", "1s-3 2c-2 3c-1", Retention{Keep: 1, KeepWithin: 30 * day}, "", ""},
+		{"with none newer it stays whatever the rules", "1c-9 2s-8", Retention{}, "", ""},
 		{"one tree only", "1c-9 2c-8 u:1c-9 u:2c-8", Retention{Keep: 1}, "u", "u1"},
 		{"a clock that went back", "1c-9 2c--5", Retention{KeepWithin: day}, "", "t1"},
 	} {
