@@ -1,8 +1,9 @@
 package nfs
 
 import (
-	"runtime"
 	"sync"
+
+	"sidus/export/internal/processors"
 )
 
 // What answering costs is counted in units. A simple call is one; it takes a
@@ -17,22 +18,9 @@ const (
 // burden: Linux' nconnect is 16 or less.
 const usualConnections = 16
 
-// spareProcessors is how many processors more than the machine has are given to
-// Go. A goroutine whose request has come while all of Go's are in use goes into a
-// queue that they look into when they have nothing else to do, or after 61 other
-// goroutines, each of which may run 10 ms (runtime/proc.go, schedule): two to six
-// milliseconds were measured beside a client with 200 connections. With
-// a processor that is not in use the request is the kernel's to schedule, which
-// does so at once.
-const spareProcessors = 2
-
-// turnsAtOnce gives Go its spare processors and returns how many turns there are
-// at once: one less than the machine has processors, but one at least.
-var turnsAtOnce = sync.OnceValue(func() int {
-	n := runtime.GOMAXPROCS(0)
-	runtime.GOMAXPROCS(n + spareProcessors)
-	return max(1, n-1)
-})
+// turnsAtOnce is how many turns there are at once: one less than the machine has
+// processors, but one at least.
+func turnsAtOnce() int { return max(1, processors.Count()-1) }
 
 // turns share the processors out among clients.
 //

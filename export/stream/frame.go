@@ -22,7 +22,13 @@ const (
 	// chunkSize is the length of every chunk but the last, in bytes of
 	// payload. Chunks are compressed each for itself: longer ones shrink more,
 	// shorter ones take less memory.
-	chunkSize = 8 << 20
+	chunkSize = 16 << 20
+	// maxEncoded is the longest data frame that is written for a chunk, and the
+	// record that follows it, in bytes: a frame has at most 18 bytes besides its
+	// blocks, which have three bytes more than what they hold.
+	maxEncoded = chunkSize + chunkSize/minBlock*3 + 18 + 8 + chunkRecordSize
+	// minBlock is the least that an encoder puts into a block that is not the last.
+	minBlock = 64 << 10
 	// maxChunk is the longest chunk that is read.
 	maxChunk = 32 << 20
 	// maxFrame is the longest data frame that is read, in compressed bytes: no

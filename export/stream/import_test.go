@@ -447,7 +447,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	const workers, most = 2, 150 << 20
 	pattern := payload(4, 1<<20)
 	measure := func(size int64) uint64 {
-		w, err := NewWriter(io.Discard, testManifest(), WriterOptions{Level: 1, Workers: workers})
+		w, err := NewWriter(io.Discard, testManifest(), WriterOptions{Workers: workers})
 		if err != nil {
 			t.Fatal(err)
 		}

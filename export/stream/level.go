@@ -52,26 +52,31 @@ func (l Level) validate() error {
 // is compressed fast: together they take the size that zstd -3 has, and less
 // time than it needs.
 func (l Level) encoders() (encoders [3]*zstd.Encoder, err error) {
-	levels := [3]zstd.EncoderLevel{}
-	for i := range levels {
-		levels[i] = zstd.EncoderLevelFromZstd(int(l))
+	if l == Stored {
+		return encoders, nil
 	}
+	usual, err := newEncoder(zstd.EncoderLevelFromZstd(int(l)))
+	if err != nil {
+		return encoders, err
+	}
+	encoders = [3]*zstd.Encoder{usual, usual, usual}
 	if l == DefaultLevel {
-		levels[2] = zstd.SpeedFastest
+		encoders[2], err = newEncoder(zstd.SpeedFastest)
 	}
-	made := map[zstd.EncoderLevel]*zstd.Encoder{}
-	for i, level := range levels {
-		if made[level] == nil {
-			made[level], err = zstd.NewWriter(nil,
-				zstd.WithEncoderLevel(level),
-				zstd.WithEncoderConcurrency(1), // one encoder a core, each with chunks of its own
-				zstd.WithWindowSize(chunkSize),
-				zstd.WithEncoderCRC(true)) // zstd -t knows nothing of our digests
-			if err != nil {
-				return encoders, fmt.Errorf("zstd: %w", err)
-			}
-		}
-		encoders[i] = made[level]
+	return encoders, err
+}
+
+// newEncoder returns an encoder of chunks. Its window holds a whole one.
+func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
+	encoder, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(level),
+		zstd.WithEncoderConcurrency(1), // one encoder a core, each with chunks of its own
+		zstd.WithWindowSize(chunkSize),
+		zstd.WithLowerEncoderMem(true),          // the other half of its history would never be used
+		zstd.WithAllLitEntropyCompression(true), // as zstd(1) does
+		zstd.WithEncoderCRC(true))               // zstd -t knows nothing of our digests
+	if err != nil {
+		return nil, fmt.Errorf("zstd: %w", err)
 	}
-	return encoders, nil
+	return encoder, nil
 }

@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"runtime"
 
 	"github.com/klauspost/compress/zstd"
+
+	"sidus/export/internal/processors"
 )
 
 // ReaderOptions say how a stream is read. The zero value is good.
@@ -20,7 +21,7 @@ type ReaderOptions struct {
 	// at the first byte after the stream. Without it, more is ErrDamaged.
 	More bool
 	// Workers is the number of chunks that are decompressed at the same time;
-	// 0 means one for each processor. Each takes about 25 MB, and at most
+	// 0 means one for each processor. Each takes about 50 MB, and at most
 	// 100 MB if the stream has larger chunks than this package writes.
 	Workers int
 	// Progress is called after each chunk that was passed on; nil means no
@@ -62,7 +63,7 @@ const readAhead = 64 << 10
 // ErrTruncated, ErrDamaged or ErrManifest, or is that of r.
 func Open(r io.Reader, o ReaderOptions) (*Reader, error) {
 	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
+		o.Workers = processors.Count()
 	}
 	s := &Reader{options: o, whole: sha256.New()}
 	if o.More {

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+
+	"sidus/export/internal/processors"
 )
 
 // WriterOptions say how a stream is written. The zero value is good.
@@ -17,7 +18,7 @@ type WriterOptions struct {
 	// Level is how hard the payload is compressed; 0 means DefaultLevel.
 	Level Level
 	// Workers is the number of chunks that are compressed at the same time;
-	// 0 means one for each processor. Each takes about 100 MB.
+	// 0 means one for each processor. Each takes about 60 MB, and two chunks more on their way.
 	Workers int
 	// Progress is called after each chunk that was written; nil means no
 	// calls. Calls do not overlap.
@@ -47,6 +48,7 @@ type Result struct {
 // one goroutine, and compresses in others.
 type Writer struct {
 	level    Level
+	bench    *workbench
 	free     chan *job // not in use
 	todo     chan *job // to be compressed
 	ordered  chan *job // to be written, in order
@@ -91,31 +93,26 @@ func NewWriter(w io.Writer, m Manifest, o WriterOptions) (*Writer, error) {
 		return nil, err
 	}
 	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
+		o.Workers = processors.Count()
+	}
+	bench, err := takeWorkbench(o.Level, o.Workers)
+	if err != nil {
+		return nil, err
 	}
 	s := &Writer{
-		level: o.Level, w: w, progress: o.Progress, total: m.Size, whole: sha256.New(),
-		// One chunk is filled and one is written while the others are compressed.
-		free: make(chan *job, o.Workers+2), todo: make(chan *job, o.Workers+2), ordered: make(chan *job, o.Workers+2),
+		level: o.Level, w: w, progress: o.Progress, total: m.Size, whole: sha256.New(), bench: bench,
+		free: make(chan *job, len(bench.jobs)), todo: make(chan *job, len(bench.jobs)), ordered: make(chan *job, len(bench.jobs)),
 		finished: make(chan struct{}), stop: make(chan struct{}),
 	}
-	for range cap(s.free) {
-		s.free <- &job{done: make(chan struct{}, 1)}
+	for _, j := range bench.jobs {
+		s.free <- j
 	}
 	record := manifestRecord(text)
 	s.whole.Write(record)
 	if err := s.put(appendSkippable(nil, record)); err != nil {
 		return nil, err
 	}
-	encoders := make([][3]*zstd.Encoder, o.Workers)
-	if s.level != Stored {
-		for i := range encoders {
-			if encoders[i], err = s.level.encoders(); err != nil {
-				return nil, err
-			}
-		}
-	}
-	for _, own := range encoders {
+	for _, own := range bench.encoders {
 		s.workers.Go(func() { s.compress(own) })
 	}
 	go s.flush()
@@ -130,6 +127,9 @@ func (s *Writer) put(p []byte) error {
 
 func (s *Writer) compress(encoders [3]*zstd.Encoder) {
 	for j := range s.todo {
+		if j.out == nil {
+			j.out = make([]byte, 0, maxEncoded)
+		}
 		if s.level == Stored {
 			j.out = appendStored(j.out[:0], j.in)
 		} else {
@@ -226,13 +226,16 @@ func (s *Writer) failure() error {
 
 // end waits until nothing runs any more.
 func (s *Writer) end() {
-	if !s.closed {
-		s.closed = true
-		close(s.todo)
-		close(s.ordered)
+	if s.closed {
+		return
 	}
+	s.closed = true
+	close(s.todo)
+	close(s.ordered)
 	s.workers.Wait()
 	<-s.finished
+	s.bench.giveBack()
+	s.bench, s.current = nil, nil
 }
 
 // Write adds to the payload.

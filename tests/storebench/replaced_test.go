@@ -12,6 +12,10 @@ import (
 	"sidus/image/tool"
 )
 
+// differenceLimit is what a difference may take, besides 1 MB, of what its files
+// take by themselves.
+const differenceLimit = 1.3
+
 // BenchmarkReplaced replaces one of a hundred files, and compares the stream
 // that brings them to another server with what the files take by themselves,
 // compressed.
@@ -57,7 +61,11 @@ func BenchmarkReplaced(b *testing.B) {
 		b.ReportMetric(float64(len(replaced)), "files-replaced")
 		b.ReportMetric(float64(info.Size())/1e3, "kB-alone")
 		b.ReportMetric(float64(result.Stream)/1e3, "kB-moved")
-		b.ReportMetric(max(0, float64(result.Stream)-megabyte)/float64(info.Size()), "ratio-above-1MB") // at most 1.3
+		above := max(0, float64(result.Stream)-megabyte) / float64(info.Size())
+		b.ReportMetric(above, "ratio-above-1MB")
+		if above > differenceLimit {
+			b.Errorf("the difference is 1 MB and %.2f times as large as the files that were replaced, more than %v", above, differenceLimit)
+		}
 	}
 }
 
