@@ -149,6 +149,9 @@ func (m *Manager) DeleteTree(ctx context.Context, tree string, wait bool) error 
 		if err := os.Remove(m.layout.headLock(t.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			m.log.WithError(err).Warn("an old lock file stays")
 		}
+		if err := m.layout.removeRecipe(t.ID); err != nil {
+			m.log.WithError(err).Warnf("the recipe of %s stays; `sidus check --repair` removes it", t.Name)
+		}
 		return nil
 	})
 }
