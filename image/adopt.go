@@ -267,13 +267,21 @@ func (a *adoption) trees(do *statements) {
 }
 
 func (a *adoption) snapshots(do *statements) {
-	// Numbers and names may have been exchanged, too.
-	do.exec(`UPDATE main.snapshot SET number = -rowid, name = '' WHERE id IN (SELECT id FROM src.snapshot)
-		OR tree IN (SELECT id FROM src.tree) AND deleted IS NOT NULL`)
+	// Numbers and names may have been exchanged, too. Numbers below all that
+	// either catalog has are free meanwhile. What only this server has on record
+	// as deleted keeps such a number if its own is that of a snapshot there.
+	var lowest int64
+	if do.err == nil {
+		do.err = do.tx.QueryRow(`SELECT MIN(number) FROM (SELECT 0 AS number UNION ALL SELECT number FROM main.snapshot UNION ALL SELECT number FROM src.snapshot)`).Scan(&lowest)
+	}
+	do.exec(`UPDATE main.snapshot SET number = ? - rowid, name = '' WHERE id IN (SELECT id FROM src.snapshot) OR deleted IS NOT NULL
+		AND EXISTS (SELECT 1 FROM src.snapshot s WHERE s.tree = main.snapshot.tree AND s.number = main.snapshot.number)`, lowest)
 	do.exec(`UPDATE main.snapshot SET name = '' WHERE EXISTS
 		(SELECT 1 FROM src.snapshot s WHERE s.tree = main.snapshot.tree AND s.name = main.snapshot.name AND s.deleted IS NULL AND s.id <> main.snapshot.id)`)
 	do.update("snapshot", "id", "deleted")
 	do.copyRows("snapshot", ` WHERE deleted IS NOT NULL AND id NOT IN (SELECT id FROM main.snapshot) AND tree IN (SELECT id FROM main.tree)`)
+	// The next snapshot here, after a takeover, takes no number that is on record.
+	do.exec(`UPDATE main.tree SET next_number = MAX(next_number, (SELECT COALESCE(MAX(number), 0) + 1 FROM main.snapshot WHERE tree = main.tree.id))`)
 	for _, s := range a.gone {
 		do.exec(`UPDATE main.snapshot SET deleted = (SELECT deleted FROM src.snapshot WHERE id = ?) WHERE id = ?`, s.ID, s.ID)
 		if do.err == nil {

@@ -174,10 +174,12 @@ func (s *receiving) follow(ctx context.Context, site image.Site) error {
 		return fmt.Errorf("%w: %s is the primary of the site, since epoch %d (yours is %d); `sidus demote` on %s makes a replica of it",
 			ErrSuperseded, who, site.Epoch, s.other.Epoch, s.other.Host)
 	}
-	if site.ID == s.other.Site && site.Role == image.Primary && s.other.Epoch > site.Epoch {
+	if site.ID == s.other.Site && s.other.Epoch > site.Epoch {
 		if err := s.Manager.Supersede(ctx, s.other.Host, s.other.Epoch); err != nil {
 			return err
 		}
+	}
+	if site.ID == s.other.Site && site.Role == image.Primary && s.other.Epoch > site.Epoch {
 		s.log.Warnf("%s has taken over from this server", s.other.Host)
 		return fmt.Errorf("%s was the primary until now, and may hold what %s does not know: %w; `sidus demote` there makes it a replica",
 			hostname(), s.other.Host, store.ErrInUse)
