@@ -1,12 +1,17 @@
 package transfer
 
 import (
+	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sidus/image"
+	"sidus/image/catalog"
+	"sidus/image/store"
 )
 
 // discard replicates, and drops at the other end what only that has.
@@ -99,5 +104,50 @@ func TestEpochIsKept(t *testing.T) {
 	}
 	if epoch(a) == epoch(b) {
 		t.Error("two primaries have one epoch")
+	}
+}
+
+// session notes that a machine booted a snapshot, and when it was last heard.
+func (s *testSite) session(mac string, id store.SnapshotID, opened, heard time.Time) {
+	s.t.Helper()
+	must(s.t, s.catalog.Update(s.t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.Exec(`INSERT INTO session (id, mac, snapshot, opened, step, step_at, heard, heard_clock) VALUES (?, ?, ?, ?, 'up', ?4, ?, 0)`,
+			string(store.NewSnapshotID()), mac, id, catalog.Millis(opened), catalog.Millis(heard))
+		return err
+	}))
+}
+
+// TestDiscardDespiteSessions: on a replica nobody can end a session. One of a
+// node that is gone, or has booted from the primary since, keeps nothing.
+func TestDiscardDespiteSessions(t *testing.T) {
+	a, b, _ := pair(t, true)
+	ctx := t.Context()
+	_, err := replicateTo(a, b)
+	must(t, err)
+	_, _, err = b.manager.Takeover(ctx)
+	must(t, err)
+	lost := a.snapshot("deb", "lost", kib)
+	now := time.Now()
+	a.session("52:54:00:00:00:01", lost.ID, now.Add(-9*time.Hour), now.Add(-4*time.Hour))
+	a.session("52:54:00:00:00:02", lost.ID, now.Add(-9*time.Hour), now.Add(-time.Hour))
+	b.session("52:54:00:00:00:02", lost.Parent, now.Add(-time.Minute), now)
+	a.session("52:54:00:00:00:03", lost.ID, now.Add(-2*time.Hour), now.Add(-time.Hour))
+	b.session("52:54:00:00:00:03", lost.Parent, now.Add(-3*time.Hour), now.Add(-2*time.Hour))
+	_, _, err = a.manager.Demote(ctx)
+	must(t, err)
+	_, err = discard(b, a)
+	if !errors.Is(err, store.ErrInUse) || !strings.Contains(err.Error(), "52:54:00:00:00:03") {
+		t.Errorf("a node runs what is dropped: %v", err)
+	}
+	for _, gone := range []string{"52:54:00:00:00:01", "52:54:00:00:00:02"} {
+		if err != nil && strings.Contains(err.Error(), gone) {
+			t.Errorf("%s keeps what is dropped: %v", gone, err)
+		}
+	}
+	b.session("52:54:00:00:00:03", lost.Parent, now, now)
+	_, err = discard(b, a)
+	must(t, err)
+	if want, got := b.alive(), a.alive(); got != want {
+		t.Errorf("the replica holds\n%s\ninstead of\n%s", got, want)
 	}
 }

@@ -250,7 +250,7 @@ func (s *receiving) drop(ctx context.Context, d drop) error {
 	if s.mode != Replicate {
 		return fmt.Errorf("%w: drop", ErrProtocol)
 	}
-	return s.Manager.DropDiverged(ctx, d.Snapshots, d.Trees)
+	return s.Manager.DropDiverged(ctx, image.Diverged(d))
 }
 
 // snapshot takes one snapshot.

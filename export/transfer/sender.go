@@ -330,6 +330,9 @@ func (s *Sender) plan(ctx context.Context, cl *client, ours image.Inventory, the
 	if err := s.Discard(err); err != nil {
 		return plan, err
 	}
+	if d.Booted, err = s.Manager.Booted(ctx); err != nil {
+		return plan, err
+	}
 	if err := cl.ask(msgDrop, d, msgDone, &struct{}{}); err != nil {
 		return plan, err
 	}
