@@ -145,9 +145,13 @@ func (m *Manager) planAdoption(ctx context.Context, options AdoptOptions) (*adop
 		return nil, err
 	}
 	a := &adoption{m: m, options: options}
-	held := map[store.SnapshotID]Snapshot{}
+	listed, held := map[store.SnapshotID]Snapshot{}, map[store.SnapshotID]Snapshot{}
 	for _, s := range ours.Snapshots {
-		if s.Deleted.IsZero() {
+		if !s.Deleted.IsZero() {
+			continue
+		}
+		listed[s.ID] = s
+		if !s.Lost {
 			held[s.ID] = s
 		}
 	}
@@ -164,7 +168,7 @@ func (m *Manager) planAdoption(ctx context.Context, options AdoptOptions) (*adop
 	}
 	a.planHeads(theirs, ours, held)
 	for _, s := range theirs.Snapshots {
-		if known, ok := held[s.ID]; ok && !s.Deleted.IsZero() {
+		if known, ok := listed[s.ID]; ok && !s.Deleted.IsZero() {
 			a.gone = append(a.gone, known)
 		}
 	}

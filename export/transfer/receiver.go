@@ -263,10 +263,10 @@ func (s *receiving) snapshot(ctx context.Context, m envelope) error {
 		s.say(err)
 		return nil
 	}
-	if have, err := s.Manager.SnapshotByID(ctx, o.Manifest.Snapshot); err == nil {
-		s.log.Debugf("%s is here already", have.Ref())
+	if lost, err := s.Manager.IsLost(ctx, o.Manifest.Snapshot); err == nil && !lost {
+		s.log.Debugf("%s is here already", o.Manifest.Snapshot)
 		return s.c.send(msgSnapshot, offerReply{Have: true})
-	} else if !errors.Is(err, store.ErrNotFound) {
+	} else if err != nil && !errors.Is(err, store.ErrNotFound) {
 		s.say(err)
 		return nil
 	}
