@@ -52,6 +52,10 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
+	recipes, err := m.layout.KeptRecipes()
+	if err != nil {
+		return nil, err
+	}
 	after, err := m.knowledge(ctx)
 	if err != nil {
 		return nil, err
@@ -73,6 +77,11 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		if item, there := held[id]; (!there || item.Partial) && before.named[id] != "" && !after.busy[id] {
 			findings = append(findings, Finding{Kind: FindingLost, Fatal: true,
 				Text: fmt.Sprintf("%s is in the catalog, but the store does not hold it (%s)", what, id)})
+		}
+	}
+	for _, id := range recipes {
+		if !after.trees[id] {
+			findings = append(findings, m.oldRecipe(id))
 		}
 	}
 	indexes, err := m.checkIndexes(after)
@@ -111,6 +120,7 @@ type knowledge struct {
 	intended map[string]bool   // IDs in an intent
 	busy     map[string]bool   // IDs in an intent of a live process
 	retired  map[string]Retired
+	trees    map[string]bool // IDs
 	intents  []catalog.Intent
 }
 
@@ -126,7 +136,7 @@ func (k knowledge) forgot(id string) bool {
 }
 
 func (m *Manager) knowledge(ctx context.Context) (knowledge, error) {
-	k := knowledge{named: map[string]string{}, intended: map[string]bool{}, busy: map[string]bool{}, retired: map[string]Retired{}}
+	k := knowledge{named: map[string]string{}, intended: map[string]bool{}, busy: map[string]bool{}, retired: map[string]Retired{}, trees: map[string]bool{}}
 	err := m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
 		if k.intents, err = catalog.Intents(tx); err != nil {
 			return err
@@ -146,6 +156,10 @@ func (m *Manager) knowledge(ctx context.Context) (knowledge, error) {
 		}
 		for _, r := range retired {
 			k.retired[r.ID] = r
+		}
+		err = eachRow(tx, func(id, _ string) { k.trees[id] = true }, `SELECT id, '' FROM tree WHERE deleted IS NULL`)
+		if err != nil {
+			return err
 		}
 		err = eachRow(tx, func(id, name string) { k.named[id] = "the head of " + name },
 			`SELECT head, name FROM tree WHERE deleted IS NULL`)
@@ -250,6 +264,16 @@ func (m *Manager) unknownItem(item store.Item) Finding {
 	return Finding{Kind: FindingUnknown, Text: fmt.Sprintf(
 		"the store holds the %s %s (made %s), which the catalog does not know; if this is an old copy of the catalog, bring back the newest",
 		item.Kind, itemID(item), item.Created.Format("2006-01-02 15:04"))}
+}
+
+// oldRecipe is the recipe of a tree that is gone.
+func (m *Manager) oldRecipe(tree string) Finding {
+	return Finding{
+		Kind:   FindingLeftover,
+		Text:   "the recipe of a deleted tree (" + tree + ") is still kept",
+		Repair: "removed the recipe of the deleted tree " + tree,
+		repair: func(context.Context) error { return m.layout.removeRecipe(tree) },
+	}
 }
 
 // checkIndexes finds cached indexes that are damaged, or of snapshots that

@@ -43,6 +43,10 @@ func (l Layout) IncomingState() string { return filepath.Join(l.Incoming(), "sta
 // IncomingLock is held by whoever takes what another server sends.
 func (l Layout) IncomingLock() string { return filepath.Join(l.Dir, "locks", "incoming.lock") }
 
+// Scratch is the folder of what processes need for as long as they run, see the
+// package scratch.
+func (l Layout) Scratch() string { return filepath.Join(l.Dir, ".scratch") }
+
 // Secrets is the folder of all that must stay on this site's servers.
 func (l Layout) Secrets() string { return filepath.Dir(l.SiteKey()) }
 
@@ -71,6 +75,7 @@ func (l Layout) Make() error {
 		filepath.Join(l.Cache(), "index"),
 		filepath.Join(l.Cache(), "packages"),
 		l.Incoming(),
+		l.Recipes(),
 		l.Logs(),
 		filepath.Join(l.Dir, "locks"),
 	} {

@@ -19,6 +19,7 @@ import (
 	"sidus/image"
 	"sidus/image/catalog"
 	"sidus/image/store"
+	"sidus/image/store/keptfiles"
 )
 
 // newState makes a state folder with a catalog that says who it is.
@@ -206,6 +207,40 @@ func TestBackupBesideWriters(t *testing.T) {
 		must(t, copied.Close())
 	}
 	<-done
+}
+
+// Files that are replaced, and that come and go, while a backup is written are
+// in it as they were, or not at all.
+func TestBackupBesideReplacements(t *testing.T) {
+	layout, cat := newState(t, "one")
+	must(t, os.MkdirAll(layout.Recipes(), 0o700))
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		text := bytes.Repeat([]byte("x"), 1<<20)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			text[0] = byte(i)
+			if err := keptfiles.Write(layout.Recipes(), "a.tar", bytes.NewReader(text)); err != nil {
+				done <- err
+				return
+			}
+			if i%3 == 0 {
+				_ = os.Remove(filepath.Join(layout.Recipes(), "a.tar"))
+			}
+		}
+	}()
+	for range 20 {
+		if _, err := bring(t, backupOf(t, layout, cat), image.Layout{Dir: t.TempDir()}); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	must(t, <-done)
 }
 
 // A state that is there is kept aside, with its store and caches in place.

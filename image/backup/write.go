@@ -12,9 +12,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"sidus/image"
 	"sidus/image/catalog"
@@ -40,10 +43,11 @@ func Write(ctx context.Context, w io.Writer, layout image.Layout, cat *catalog.C
 	if err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
+	paths, err = hold(layout.Dir, paths, work, sources)
+	if err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
 	for _, path := range append([]string{catalogName}, paths...) {
-		if sources[path] == "" {
-			sources[path] = filepath.Join(layout.Dir, path)
-		}
 		size, sum, err := digest(sources[path])
 		if err != nil {
 			return m, fmt.Errorf("backup: %w", err)
@@ -66,7 +70,7 @@ func list(dir string) (paths []string, err error) {
 		if err != nil || relative == "." {
 			return err
 		}
-		if excluded(relative) {
+		if excluded(relative) || strings.HasPrefix(entry.Name(), ".") { // not whole yet
 			if entry.IsDir() {
 				return fs.SkipDir
 			}
@@ -78,6 +82,27 @@ func list(dir string) (paths []string, err error) {
 		return nil
 	})
 	return paths, err
+}
+
+// hold gives each file that is there a second name in the folder work, by which
+// it stays as it is when another takes its place. It fills in sources, and
+// returns the files that have not gone meanwhile.
+func hold(dir string, paths []string, work string, sources map[string]string) (there []string, err error) {
+	for i, path := range paths {
+		from, held := filepath.Join(dir, path), filepath.Join(work, strconv.Itoa(i))
+		err := os.Link(from, held)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), errors.Is(err, unix.EMLINK):
+			held = from // it lies on another file system, or on one without links
+		case err != nil:
+			return nil, err
+		}
+		sources[path] = held
+		there = append(there, path)
+	}
+	return there, nil
 }
 
 func digest(path string) (size int64, sum string, err error) {

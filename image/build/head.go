@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"errors"
 
 	"sidus/image"
 	"sidus/image/store"
@@ -61,6 +62,12 @@ func (h *ManagerHead) Base(ctx context.Context) (store.SnapshotID, error) {
 // Changes implements Head.
 func (h *ManagerHead) Changes(ctx context.Context, limit int) ([]string, error) {
 	changes, err := h.Manager.HeadChanges(ctx, h.Lock, limit)
+	var lost *image.LostError
+	if errors.As(err, &lost) && lost.Head {
+		return nil, nil // there is nothing left that a build could lose
+	} else if errors.As(err, &lost) {
+		return []string{"what, cannot be told: " + lost.Error()}, nil
+	}
 	list := make([]string, len(changes))
 	for i, c := range changes {
 		list[i] = c.String()

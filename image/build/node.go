@@ -17,6 +17,7 @@ import (
 // source is one recipe file while it is decoded.
 type source struct {
 	file string
+	at   place
 	vars map[string]string // nil: nothing is replaced yet
 }
 
@@ -28,16 +29,16 @@ func (s *source) errorf(n *yaml.Node, format string, args ...any) error {
 	return e
 }
 
-// readFile reads a regular file of bounded size.
-func readFile(name string) ([]byte, error) {
-	info, err := os.Stat(name)
+// readFile reads a recipe, a regular file of bounded size.
+func readFile(name string, at place) ([]byte, error) {
+	info, err := os.Stat(at.path(name))
 	if err != nil {
 		return nil, &RecipeError{File: name, Text: underlying(err)}
 	}
 	if !info.Mode().IsRegular() {
 		return nil, &RecipeError{File: name, Text: "not a file"}
 	}
-	f, err := os.Open(name)
+	f, err := os.Open(at.path(name))
 	if err != nil {
 		return nil, &RecipeError{File: name, Text: underlying(err)}
 	}
