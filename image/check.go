@@ -49,7 +49,7 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	items, err := m.store.List(ctx)
+	held, err := m.held(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -62,10 +62,6 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	var findings []Finding
-	held := map[string]store.Item{}
-	for _, item := range items {
-		held[itemID(item)] = item
-	}
 	for _, intent := range after.intents {
 		if f, ok := m.checkIntent(intent, held, after); ok {
 			findings = append(findings, f)
@@ -79,7 +75,7 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		findings = append(findings, m.unknownItem(item))
 	}
 	for id, what := range after.named {
-		if _, there := held[id]; !there && before.named[id] != "" {
+		if item, there := held[id]; (!there || item.Partial) && before.named[id] != "" && !after.busy[id] {
 			findings = append(findings, Finding{Kind: FindingLost, Fatal: true,
 				Text: fmt.Sprintf("%s is in the catalog, but the store does not hold it (%s)", what, id)})
 		}
@@ -191,30 +187,13 @@ func (m *Manager) checkIntent(intent catalog.Intent, held map[string]store.Item,
 	if intent.Process.Alive() {
 		return Finding{Kind: FindingRunning, Text: who + " is at work: " + intent.Action}, true
 	}
-	var left []store.Item
-	for _, v := range intent.Volumes {
-		if item, there := held[string(v)]; there && known.forgot(string(v)) {
-			left = append(left, item)
-		}
-	}
-	for _, s := range intent.Snapshots {
-		if item, there := held[string(s)]; there && known.forgot(string(s)) {
-			left = append(left, item)
-		}
-	}
+	left := leftOf(intent, held, known)
 	text := fmt.Sprintf("%s was cut: its %s left %s", who, intent.Action, countItems(left))
 	return Finding{
 		Kind:   FindingLeftover,
 		Text:   text,
 		Repair: fmt.Sprintf("removed what a cut %s left: %s", intent.Action, countItems(left)),
-		repair: func(ctx context.Context) error {
-			for _, item := range left {
-				if err := m.destroyItem(ctx, item); err != nil {
-					return err
-				}
-			}
-			return m.catalog.Update(ctx, func(tx *sql.Tx) error { return catalog.End(tx, intent.ID) })
-		},
+		repair: func(ctx context.Context) error { return m.settle(ctx, intent) },
 	}, true
 }
 

@@ -248,10 +248,12 @@ func runTarget(ctx context.Context, c *cli.Context, s *site, t image.Target, ask
 	if errors.As(err, &conflicts) {
 		return report, fmt.Errorf("%w\nor let `sidus replicate %s --discard` drop on %s all that only it has", err, t.Name, t.Name)
 	}
-	if err != nil {
+	// Nothing more can be done about what is lost: the target has the catalog.
+	var lost *transfer.LostError
+	if err != nil && (!errors.As(err, &lost) || report.AsOf.IsZero()) {
 		return report, err
 	}
-	return report, s.manager.TargetDone(ctx, t.Name, report.AsOf, report.Held, report.Bytes)
+	return report, errors.Join(err, s.manager.TargetDone(ctx, t.Name, report.AsOf, report.Held, report.Bytes))
 }
 
 func replicateStatus(ctx context.Context, c *cli.Context, s *site) error {
@@ -365,6 +367,11 @@ func followTarget(ctx context.Context, c *cli.Context, s *site, name string) {
 			var report transfer.Report
 			if t, err = s.manager.Target(ctx, name); err == nil {
 				report, err = runTarget(ctx, c, s, t, false)
+			}
+			var lost *transfer.LostError
+			if errors.As(err, &lost) && !report.AsOf.IsZero() {
+				log.WithError(err).Warn("all else is up to date") // until something changes
+				err = nil
 			}
 			if err == nil {
 				if len(report.Snapshots)+len(report.Moved) > 0 {

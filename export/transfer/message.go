@@ -86,6 +86,9 @@ type stored struct {
 type drop struct {
 	Snapshots []store.SnapshotID `json:"snapshots"`
 	Trees     []string           `json:"trees"` // IDs
+	// Booted tells when each machine, by its MAC address, last booted from the
+	// sender.
+	Booted map[string]time.Time `json:"booted,omitempty"`
 }
 
 type state struct {

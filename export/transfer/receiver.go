@@ -174,10 +174,12 @@ func (s *receiving) follow(ctx context.Context, site image.Site) error {
 		return fmt.Errorf("%w: %s is the primary of the site, since epoch %d (yours is %d); `sidus demote` on %s makes a replica of it",
 			ErrSuperseded, who, site.Epoch, s.other.Epoch, s.other.Host)
 	}
-	if site.ID == s.other.Site && site.Role == image.Primary && s.other.Epoch > site.Epoch {
+	if site.ID == s.other.Site && s.other.Epoch > site.Epoch {
 		if err := s.Manager.Supersede(ctx, s.other.Host, s.other.Epoch); err != nil {
 			return err
 		}
+	}
+	if site.ID == s.other.Site && site.Role == image.Primary && s.other.Epoch > site.Epoch {
 		s.log.Warnf("%s has taken over from this server", s.other.Host)
 		return fmt.Errorf("%s was the primary until now, and may hold what %s does not know: %w; `sidus demote` there makes it a replica",
 			hostname(), s.other.Host, store.ErrInUse)
@@ -248,7 +250,7 @@ func (s *receiving) drop(ctx context.Context, d drop) error {
 	if s.mode != Replicate {
 		return fmt.Errorf("%w: drop", ErrProtocol)
 	}
-	return s.Manager.DropDiverged(ctx, d.Snapshots, d.Trees)
+	return s.Manager.DropDiverged(ctx, image.Diverged(d))
 }
 
 // snapshot takes one snapshot.
@@ -261,10 +263,10 @@ func (s *receiving) snapshot(ctx context.Context, m envelope) error {
 		s.say(err)
 		return nil
 	}
-	if have, err := s.Manager.SnapshotByID(ctx, o.Manifest.Snapshot); err == nil {
-		s.log.Debugf("%s is here already", have.Ref())
+	if lost, err := s.Manager.IsLost(ctx, o.Manifest.Snapshot); err == nil && !lost {
+		s.log.Debugf("%s is here already", o.Manifest.Snapshot)
 		return s.c.send(msgSnapshot, offerReply{Have: true})
-	} else if !errors.Is(err, store.ErrNotFound) {
+	} else if err != nil && !errors.Is(err, store.ErrNotFound) {
 		s.say(err)
 		return nil
 	}

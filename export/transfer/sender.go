@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -140,14 +142,14 @@ func newestCommon(s image.Snapshot, ours, theirs image.Inventory) store.Snapshot
 		here[s.ID] = s
 	}
 	for _, s := range theirs.Snapshots {
-		there[s.ID] = s.Deleted.IsZero()
+		there[s.ID] = s.Deleted.IsZero() && !s.Lost
 	}
 	for range ours.Snapshots {
 		parent, ok := here[s.Parent]
 		if !ok {
 			break
 		}
-		if there[parent.ID] && parent.Deleted.IsZero() {
+		if there[parent.ID] && parent.Deleted.IsZero() && !parent.Lost {
 			return parent.ID
 		}
 		s = parent
@@ -240,7 +242,8 @@ func sizeOf(ctx context.Context, root string) (size int64) {
 
 // Replicate makes a replica hold what this server holds at this moment. It is
 // refused, with a *image.ReadOnlyError, unless this is a primary; the error is
-// of type replicate.Conflicts if the replica holds something else.
+// of type replicate.Conflicts if the replica holds something else, and a
+// *LostError if all was done that could be.
 func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err error) {
 	begun := time.Now()
 	if err := s.Manager.Writable(ctx); err != nil {
@@ -264,6 +267,9 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err = errors.Join(err, c.Close()); err != nil {
 		return report, err
 	}
+	if err := s.Manager.MarkLost(ctx, ours.Snapshots); err != nil {
+		return report, err
+	}
 	cl, err := s.open(ctx, dial, s.greeting(Replicate, ours))
 	if err != nil {
 		return report, err
@@ -283,6 +289,10 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.carryOut(ctx, cl, plan, ours, &report); err != nil {
 		return report, err
 	}
+	lost := lostOf(ours, plan, cl.other.Host)
+	if lost != nil && len(lost.Channels) > 0 {
+		return report, lost
+	}
 	if err := s.sendState(ctx, cl, dir, copied, asOf); err != nil {
 		return report, err
 	}
@@ -292,14 +302,62 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 		gone[id] = true
 	}
 	for _, snapshot := range theirs.Snapshots {
-		if snapshot.Deleted.IsZero() && !gone[snapshot.ID] {
+		if snapshot.Deleted.IsZero() && !snapshot.Lost && !gone[snapshot.ID] {
 			report.Held = append(report.Held, snapshot.ID)
 		}
 	}
 	for _, sent := range report.Snapshots {
 		report.Held = append(report.Held, sent.ID)
 	}
+	if lost != nil {
+		return report, lost
+	}
 	return report, nil
+}
+
+// LostError names snapshots that neither this server nor a replica has any
+// more. Everything else was sent; the catalog only if no channel points to one
+// of them.
+type LostError struct {
+	Host      string // the replica's
+	Snapshots []image.Snapshot
+	Channels  []string
+}
+
+func (e *LostError) Error() string {
+	refs := make([]string, len(e.Snapshots))
+	for i, s := range e.Snapshots {
+		refs[i] = fmt.Sprintf("%s (%s)", s.Ref(), s.ID)
+	}
+	text := fmt.Sprintf("the store here has lost %s, and %s has no copy; all other snapshots are there. `sidus import --stream` brings back what was exported, `sidus delete` gives it up",
+		strings.Join(refs, ", "), e.Host)
+	if len(e.Channels) > 0 {
+		text += fmt.Sprintf("; until the channels %s point to something else (`sidus promote`, `sidus channel rollback`) %s keeps the catalog that it has", strings.Join(e.Channels, ", "), e.Host)
+	}
+	return text
+}
+
+// Unwrap makes it one of store.ErrNotFound.
+func (e *LostError) Unwrap() error { return store.ErrNotFound }
+
+// lostOf is nil if nothing is lost.
+func lostOf(ours image.Inventory, plan replicate.Plan, host string) *LostError {
+	if len(plan.Lost) == 0 {
+		return nil
+	}
+	e := &LostError{Host: host}
+	for _, s := range ours.Snapshots {
+		if slices.Contains(plan.Lost, s.ID) {
+			e.Snapshots = append(e.Snapshots, s)
+		}
+	}
+	for name, id := range ours.Channels {
+		if slices.Contains(plan.Lost, id) {
+			e.Channels = append(e.Channels, name)
+		}
+	}
+	slices.Sort(e.Channels)
+	return e
 }
 
 // plan decides what is sent. If the replica has something that this server
@@ -328,6 +386,9 @@ func (s *Sender) plan(ctx context.Context, cl *client, ours image.Inventory, the
 		return plan, err
 	}
 	if err := s.Discard(err); err != nil {
+		return plan, err
+	}
+	if d.Booted, err = s.Manager.Booted(ctx); err != nil {
 		return plan, err
 	}
 	if err := cl.ask(msgDrop, d, msgDone, &struct{}{}); err != nil {
@@ -383,7 +444,7 @@ func siteOf(i image.Inventory) (site replicate.Site) {
 		site.Trees = append(site.Trees, replicate.Tree{ID: id, Name: "deleted " + id})
 	}
 	for _, s := range i.Snapshots {
-		site.Snapshots = append(site.Snapshots, replicate.Snapshot{ID: s.ID, Parent: s.Parent, Tree: s.TreeID, Number: s.Number, Deleted: !s.Deleted.IsZero()})
+		site.Snapshots = append(site.Snapshots, replicate.Snapshot{ID: s.ID, Parent: s.Parent, Tree: s.TreeID, Number: s.Number, Deleted: !s.Deleted.IsZero(), Lost: s.Lost})
 	}
 	for name, id := range i.Channels {
 		site.Channels = append(site.Channels, replicate.Channel{Name: name, Snapshot: id})
