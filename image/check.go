@@ -74,12 +74,11 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		}
 		findings = append(findings, m.unknownItem(item))
 	}
-	for id, what := range after.named {
-		if item, there := held[id]; (!there || item.Partial) && before.named[id] != "" && !after.busy[id] {
-			findings = append(findings, Finding{Kind: FindingLost, Fatal: true,
-				Text: fmt.Sprintf("%s is in the catalog, but the store does not hold it (%s)", what, id)})
-		}
+	lost, err := m.checkLost(ctx, held, before, after)
+	if err != nil {
+		return nil, err
 	}
+	findings = append(findings, lost...)
 	for _, id := range recipes {
 		if !after.trees[id] {
 			findings = append(findings, m.oldRecipe(id))
