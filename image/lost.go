@@ -35,6 +35,26 @@ func (m *Manager) lostSnapshot(ctx context.Context, id store.SnapshotID, err err
 	return &LostError{What: "snapshot " + s.Ref()}
 }
 
+// lostSnapshots finds the snapshots that the catalog names and the store has
+// lost.
+func (m *Manager) lostSnapshots(ctx context.Context) (map[store.SnapshotID]bool, error) {
+	var list []Snapshot
+	err := m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
+		list, err = querySnapshots(tx, `snapshot.deleted IS NULL`)
+		return err
+	})
+	if err == nil {
+		err = m.MarkLost(ctx, list)
+	}
+	lost := map[store.SnapshotID]bool{}
+	for _, s := range list {
+		if s.Lost {
+			lost[s.ID] = true
+		}
+	}
+	return lost, err
+}
+
 // clone makes a volume from a snapshot. The error is a *LostError if the
 // snapshot is lost.
 func (m *Manager) clone(ctx context.Context, id store.SnapshotID, v store.VolumeID) error {
