@@ -14,6 +14,7 @@ import (
 
 	"sidus/image/catalog"
 	"sidus/image/index"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -88,8 +89,8 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	scratch, err := m.checkScratch()
-	return append(append(findings, indexes...), scratch...), err
+	temporary, err := m.checkScratch()
+	return append(append(findings, indexes...), temporary...), err
 }
 
 // Repair mends what Check found and can be mended. It returns what it did.
@@ -347,6 +348,16 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 	}
 	if len(incoming) > 0 {
 		errs = append(errs, add(m.layout.IncomingLock(), incoming...))
+	}
+	left, err := scratch.Left(m.layout.Scratch())
+	errs = append(errs, err)
+	for _, path := range left {
+		findings = append(findings, Finding{
+			Kind:   FindingLeftover,
+			Text:   "a cut operation left the temporary folder " + path,
+			Repair: "removed the temporary folder " + path,
+			repair: func(context.Context) error { return scratch.RemoveLeft(path) },
+		})
 	}
 	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
 	errs = append(errs, err)

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"sidus/export/replicate"
 	"sidus/export/stream"
 	"sidus/image"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -43,7 +45,8 @@ type Sender struct {
 	// makes that a conflict.
 	Discard func(conflicts error) error
 
-	hello *hello // what is said instead of the truth; for tests
+	hello *hello        // what is said instead of the truth; for tests
+	alive time.Duration // instead of aliveEvery; for tests
 }
 
 // Report says what was sent.
@@ -66,9 +69,10 @@ type Sent struct {
 }
 
 func (s *Sender) greeting(mode Mode, i image.Inventory) hello {
-	h := hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Mode: mode, Site: i.Site.ID, Epoch: i.Site.Epoch, Role: i.Site.Role}
+	h := hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Mode: mode, Site: i.Site.ID, Epoch: i.Site.Epoch, Role: i.Site.Role,
+		Can: []string{keepsAlive}}
 	if s.hello != nil {
-		h.Min, h.Max = s.hello.Min, s.hello.Max
+		h.Min, h.Max, h.Can = s.hello.Min, s.hello.Max, s.hello.Can
 	}
 	if mode == Replicate {
 		h.Channels = i.Channels
@@ -82,7 +86,7 @@ func (s *Sender) open(ctx context.Context, dial Dial, h hello) (*client, error) 
 	if err != nil {
 		return nil, err
 	}
-	cl, err := connect(ctx, rw, h, s.Rate)
+	cl, err := connect(ctx, rw, h, s.Rate, cmp.Or(s.alive, aliveEvery))
 	var said *RemoteError
 	if errors.As(err, &said) && errors.Is(err, ErrSuperseded) {
 		err = errors.Join(err, s.Manager.Supersede(ctx, said.Host, said.Epoch))
@@ -249,12 +253,16 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.Manager.Writable(ctx); err != nil {
 		return report, err
 	}
-	dir, err := os.MkdirTemp(s.Layout.Cache(), ".outgoing-")
+	// What a process has left here that was killed holds secrets.
+	if err := scratch.Sweep(s.Layout.Scratch()); err != nil {
+		s.Log.WithError(err).Warn("temporary files of a process that is gone stay")
+	}
+	folder, err := scratch.Make(s.Layout.Scratch(), "replicate")
 	if err != nil {
 		return report, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	asOf := time.Now()
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	dir, asOf := folder.Path(), time.Now()
 	copied := filepath.Join(dir, catalogName)
 	if err := s.Manager.CopyCatalog(ctx, copied); err != nil {
 		return report, err
@@ -496,12 +504,16 @@ func (s *Sender) sendState(ctx context.Context, cl *client, dir, copied string, 
 	if st.Properties, err = s.Manager.PropertiesOfTrees(ctx); err != nil {
 		return err
 	}
-	packed, err := os.Create(filepath.Join(dir, "state.tar.zst"))
+	packed, err := os.OpenFile(filepath.Join(dir, "state.tar.zst"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	defer packed.Close()
-	if st.SHA256, err = packState(copied, s.Layout, packed); err != nil {
+	st.Recipes = cl.other.can(takesRecipes)
+	if !st.Recipes {
+		s.Log.Debugf("%s does not take recipes: update sidus there", cl.other.Host)
+	}
+	if st.SHA256, err = packState(copied, s.Layout, st.Recipes, packed); err != nil {
 		return err
 	}
 	if _, err := packed.Seek(0, io.SeekStart); err != nil {
