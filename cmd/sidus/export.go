@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"sidus/export/stream"
+	"sidus/export/transfer"
 	"sidus/image"
 	"sidus/image/store"
 )
@@ -110,7 +110,7 @@ func exportSnapshot(ctx context.Context, c *cli.Context, s *site) (err error) {
 // exportSource begins to read a snapshot. release gives back what was taken.
 func exportSource(ctx context.Context, c *cli.Context, s *site, snapshot image.Snapshot) (source stream.Source, release func() error, err error) {
 	release = func() error { return nil }
-	source.Manifest = manifestOf(snapshot)
+	source.Manifest = transfer.ManifestOf(snapshot, "sidus "+version)
 	if base := c.String("base"); base != "" {
 		found, err := s.manager.Resolve(ctx, base)
 		if err != nil {
@@ -131,15 +131,12 @@ func exportSource(ctx context.Context, c *cli.Context, s *site, snapshot image.S
 			return source, release, err
 		}
 		source.Manifest.Kind, source.Root = stream.Portable, mount.Path()
-		source.Manifest.Size = sizeOfTree(ctx, mount.Path())
+		source.Manifest.Size = stream.Estimate(ctx, mount.Path(), "")
 		return source, func() error { return mount.Unmount(context.WithoutCancel(ctx)) }, nil
 	}
 	source.Manifest.Kind = stream.Kind(sender.SendKind())
-	if source.Manifest.Base == "" {
-		// What is encrypted can be sent although it cannot be read here.
-		if source.Manifest.Size, err = measure(ctx, s, snapshot.ID); err != nil && !errors.Is(err, store.ErrUnavailable) {
-			return source, release, err
-		}
+	if source.Manifest.Size, err = transfer.PayloadSize(ctx, s.manager, snapshot.ID, source.Manifest.Base); err != nil {
+		return source, release, err
 	}
 	send := sender.Send
 	if level, err := stream.ParseLevel(c.String("level")); err != nil {
@@ -156,42 +153,6 @@ func closeSource(source stream.Source) error {
 		return nil
 	}
 	return source.Native.Close()
-}
-
-func manifestOf(s image.Snapshot) stream.Manifest {
-	return stream.Manifest{
-		Format: stream.Version, Tree: s.Tree, TreeID: s.TreeID, Number: s.Number, Snapshot: s.ID, Parent: s.Parent, Name: s.Name,
-		Phase: s.Phase, Key: s.Key, Recipe: s.Recipe, Message: s.Message, Author: s.Author, Created: s.Created, Complete: s.Complete,
-		Program: "sidus " + version,
-	}
-}
-
-// measure guesses the length of a native stream, for the progress bar.
-func measure(ctx context.Context, s *site, id store.SnapshotID) (size int64, err error) {
-	mount, err := s.manager.MountSnapshot(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
-	return sizeOfTree(ctx, mount.Path()), nil
-}
-
-// sizeOfTree adds up what the files below root take, as an archive has them: in
-// bytes, with a header for each. It is a guess: holes and links are not looked
-// at closely.
-func sizeOfTree(ctx context.Context, root string) (size int64) {
-	_ = filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
-			return ctx.Err() // a guess goes on without what it cannot read
-		}
-		const header = 1024 // a pax header, and that of the file
-		size += header
-		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
-			size += info.Size()
-		}
-		return nil
-	})
-	return size
 }
 
 // output is a file that appears whole or not at all, or standard output.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -202,20 +201,18 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 // export writes the stream of a snapshot.
 func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (err error) {
 	source := stream.Source{Manifest: m}
-	mount, err := s.Manager.MountSnapshot(ctx, m.Snapshot)
-	if err != nil {
-		return err
-	}
-	unmount := func() error { return mount.Unmount(context.WithoutCancel(ctx)) }
-	defer func() { err = errors.Join(err, unmount()) }()
-	if m.Base == "" {
-		source.Manifest.Size = sizeOf(ctx, mount.Path())
-	}
 	if m.Kind == stream.Portable {
-		source.Root = mount.Path()
-	} else {
-		source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base)
+		mount, err := s.Manager.MountSnapshot(ctx, m.Snapshot)
 		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
+		source.Root, source.Manifest.Size = mount.Path(), stream.Estimate(ctx, mount.Path(), "")
+	} else {
+		if source.Manifest.Size, err = PayloadSize(ctx, s.Manager, m.Snapshot, m.Base); err != nil {
+			return err
+		}
+		if source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base); err != nil {
 			return err
 		}
 	}
@@ -226,22 +223,6 @@ func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (er
 		}
 	}})
 	return err
-}
-
-// sizeOf guesses the length of a stream, for the progress bar.
-func sizeOf(ctx context.Context, root string) (size int64) {
-	_ = filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
-			return ctx.Err() // a guess goes on without what it cannot read
-		}
-		const header = 1024
-		size += header
-		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
-			size += info.Size()
-		}
-		return nil
-	})
-	return size
 }
 
 // Replicate makes a replica hold what this server holds at this moment. It is
