@@ -34,6 +34,9 @@ type Sender struct {
 	Rate int64
 	// Portable sends no native streams.
 	Portable bool
+	// Decrypt lets snapshots that are encrypted in the store leave it in the
+	// clear, where the other side takes portable streams only.
+	Decrypt bool
 	// Progress is called while a snapshot is sent, and with a zero Progress
 	// when that is done; nil means no calls.
 	Progress func(ref string, p stream.Progress)
@@ -170,6 +173,11 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 		base = ""
 	}
 	for {
+		if kind == stream.Portable && !s.Decrypt {
+			if err := s.Manager.RefuseClear(ctx, snapshot); err != nil {
+				return sent, false, fmt.Errorf("a portable stream for %s: %w; --decrypt allows that", cl.other.Host, err)
+			}
+		}
 		sent = Sent{Ref: snapshot.Ref(), ID: snapshot.ID, Base: base, Kind: kind}
 		o := offer{Manifest: ManifestOf(snapshot, s.Program), Tree: tree}
 		o.Manifest.Kind, o.Manifest.Base = kind, base
@@ -196,18 +204,22 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 // export writes the stream of a snapshot.
 func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (err error) {
 	source := stream.Source{Manifest: m}
-	mount, err := s.Manager.MountSnapshot(ctx, m.Snapshot)
-	if err != nil {
-		return err
+	portable := m.Kind == stream.Portable
+	if portable || m.Base == "" {
+		mount, mountErr := s.Manager.MountSnapshot(ctx, m.Snapshot)
+		// What is encrypted can be sent although it cannot be read here.
+		if mountErr != nil && (portable || !errors.Is(mountErr, store.ErrUnavailable)) {
+			return mountErr
+		}
+		if mountErr == nil {
+			defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
+			source.Manifest.Size = sizeOf(ctx, mount.Path())
+		}
+		if portable {
+			source.Root = mount.Path()
+		}
 	}
-	unmount := func() error { return mount.Unmount(context.WithoutCancel(ctx)) }
-	defer func() { err = errors.Join(err, unmount()) }()
-	if m.Base == "" {
-		source.Manifest.Size = sizeOf(ctx, mount.Path())
-	}
-	if m.Kind == stream.Portable {
-		source.Root = mount.Path()
-	} else {
+	if !portable {
 		source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base)
 		if err != nil {
 			return err
