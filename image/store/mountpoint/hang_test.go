@@ -78,3 +78,13 @@ func TestHangingUnmount(t *testing.T) {
 	}
 	empty(t, table)
 }
+
+func TestUnwritten(t *testing.T) {
+	if got := unwrittenIn([]byte("MemFree:   5 kB\nDirty:             1000 kB\nWriteback:      24 kB\nWritebackTmp:   9 kB\n")); got != 1<<20 {
+		t.Errorf("%d bytes", got)
+	}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil || !strings.Contains(string(text), "\nDirty:") || !strings.Contains(string(text), "\nWriteback:") {
+		t.Errorf("this kernel says\n%s%v", text, err)
+	}
+}

@@ -19,9 +19,9 @@ import (
 // Table is a folder of mount points. Its methods may be called from several
 // goroutines.
 type Table struct {
-	// Limit is how long it may take to unmount something, and half of what
-	// another process may take to mount or unmount it. It is set before the
-	// table is used.
+	// Limit is how long it may take to unmount something, unless this machine
+	// writes much back meanwhile, and half of what another process may take to
+	// mount or unmount it. It is set before the table is used.
 	Limit time.Duration
 
 	dir  string
@@ -219,19 +219,6 @@ func (t *Table) takeAway(name string) error {
 		return err
 	}
 	return t.forget(name)
-}
-
-// unmount is umount(2). One that hangs, since the disk beneath does not answer, is
-// given up: the kernel ends it when the disk is back.
-func (t *Table) unmount(folder string) error {
-	late := fmt.Errorf("%w: nothing heard in %v: does the disk beneath answer?", store.ErrUnavailable, t.Limit)
-	err := backend.Within(context.Background(), t.Limit, late, func(context.Context) error {
-		return unix.Unmount(folder, unix.UMOUNT_NOFOLLOW)
-	})
-	if err != nil {
-		return &os.PathError{Op: "unmount", Path: folder, Err: err}
-	}
-	return nil
 }
 
 // forget removes the files of a thing that is not mounted. Its gate is locked.
