@@ -31,7 +31,7 @@ type Finding struct {
 // The kinds of findings.
 const (
 	FindingLeftover = "leftover" // a cut operation left something in the store
-	FindingRetired  = "retired"  // deleted, and destroyed when nothing depends on it any more; nothing is wrong
+	FindingRetired  = "retired"  // deleted, and gone from the store when nothing depends on it any more; nothing is wrong
 	FindingLost     = "lost"     // the catalog names what the store does not hold
 	FindingUnknown  = "unknown"  // the store holds what neither catalog nor intent names
 	FindingRunning  = "running"  // a live process works there; nothing is wrong
@@ -85,6 +85,11 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 			findings = append(findings, m.oldRecipe(id))
 		}
 	}
+	remnants, err := m.checkRemnants(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, remnants...)
 	indexes, err := m.checkIndexes(after)
 	if err != nil {
 		return nil, err

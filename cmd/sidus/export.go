@@ -29,13 +29,16 @@ func exportCommand() *cli.Command {
 		Description: describe("Writes a stream: compressed, with a digest of each part and of the whole. `sidus import --stream` takes it\n"+
 			"on another server, where the snapshot has the same ID. The native kind keeps most and needs a store of the\n"+
 			"same kind there; --portable goes into any, and `zstd -dc FILE | tar x` opens it. With --base only what\n"+
-			"differs is written, and the other server must have that snapshot. The file is whole or not there.",
+			"differs is written, and the other server must have that snapshot. The file is whole or not there.\n\n"+
+			"What is encrypted in a ZFS store leaves it encrypted; the portable kind would not be, and is refused\n"+
+			"without --decrypt.",
 			"sidus export debian@14 -o debian-14.stream", "sidus export debian@15 --base debian@14 -o 14-to-15.stream",
 			"sidus export debian@14 --portable | ssh other sidus import --stream -"),
 		Flags: reads(
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "-", Usage: "write `FILE`; - is standard output"},
 			&cli.StringFlag{Name: "base", Usage: "only what differs from `TREE@SNAP`"},
 			&cli.BoolFlag{Name: "portable", Usage: "an archive of tar that any store takes"},
+			decryptFlag(),
 			&cli.StringFlag{Name: "level", Value: "default", Usage: "compress at `N`: 1 to 19, fast, default, better, best, or none"},
 			&cli.BoolFlag{Name: "replace", Usage: "replace FILE if it is there"},
 		),
@@ -125,6 +128,11 @@ func exportSource(ctx context.Context, c *cli.Context, s *site, snapshot image.S
 	if c.Bool("portable") || !native {
 		if source.Manifest.Base != "" {
 			return source, release, usagef("a portable stream is a whole tree: --base goes with the native kind of a store that has one")
+		}
+		if !c.Bool("decrypt") {
+			if err := s.manager.RefuseClear(ctx, snapshot); err != nil {
+				return source, release, fmt.Errorf("a portable stream of %w; --decrypt allows that", err)
+			}
 		}
 		mount, err := s.manager.MountSnapshot(ctx, snapshot.ID)
 		if err != nil {

@@ -37,6 +37,9 @@ type Sender struct {
 	Rate int64
 	// Portable sends no native streams.
 	Portable bool
+	// Decrypt lets snapshots that are encrypted in the store leave it in the
+	// clear, where the other side takes portable streams only.
+	Decrypt bool
 	// Progress is called while a snapshot is sent, and with a zero Progress
 	// when that is done; nil means no calls.
 	Progress func(ref string, p stream.Progress)
@@ -175,6 +178,11 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 		base = ""
 	}
 	for {
+		if kind == stream.Portable && !s.Decrypt {
+			if err := s.Manager.RefuseClear(ctx, snapshot); err != nil {
+				return sent, false, fmt.Errorf("a portable stream for %s: %w; --decrypt allows that", cl.other.Host, err)
+			}
+		}
 		sent = Sent{Ref: snapshot.Ref(), ID: snapshot.ID, Base: base, Kind: kind}
 		o := offer{Manifest: ManifestOf(snapshot, s.Program), Tree: tree}
 		o.Manifest.Kind, o.Manifest.Base = kind, base
@@ -202,9 +210,9 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (err error) {
 	source := stream.Source{Manifest: m}
 	if m.Kind == stream.Portable {
-		mount, err := s.Manager.MountSnapshot(ctx, m.Snapshot)
-		if err != nil {
-			return err
+		mount, mountErr := s.Manager.MountSnapshot(ctx, m.Snapshot)
+		if mountErr != nil {
+			return mountErr
 		}
 		defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
 		source.Root, source.Manifest.Size = mount.Path(), stream.Estimate(ctx, mount.Path(), "")
