@@ -29,6 +29,10 @@ type AdoptOptions struct {
 	AsOf    time.Time // when the copy was made
 	// Properties are those of the primary's trees, see PropertiesOfTrees.
 	Properties map[string]map[string]string
+	// Install puts in place what belongs to the catalog and is not in it. It is
+	// called right before the transaction, if this server still is a replica of
+	// that primary; nil means no call.
+	Install func() error
 }
 
 // Adopt makes the catalog of a replica that of its primary: channels, networks,
@@ -53,8 +57,16 @@ func (m *Manager) Adopt(ctx context.Context, options AdoptOptions) error {
 	err = m.run(ctx, operation{
 		action: "replicate", replicated: true, attach: options.Catalog,
 		makes: a.made(), removes: a.removes, removed: "the head before the replicate",
-		check:  func(tx *sql.Tx) error { return checkRole(tx, true) },
-		work:   a.makeHeads,
+		check: a.checkRole,
+		work: func(ctx context.Context) error {
+			if err := a.makeHeads(ctx); err != nil || options.Install == nil {
+				return err
+			}
+			if err := m.catalog.View(ctx, a.checkRole); err != nil {
+				return err
+			}
+			return options.Install()
+		},
 		commit: a.commit,
 	})
 	if err != nil {
@@ -209,17 +221,26 @@ var own = []string{"meta", "tree", "snapshot", "session", "intent", "retired", "
 // served clock, by which sessions end.
 const replicatedMeta = `'served_seconds', 'served_at'`
 
+// checkRole refuses a primary that this server does not follow any more.
+func (a *adoption) checkRole(tx *sql.Tx) error {
+	if err := checkRole(tx, true); err != nil {
+		return err
+	}
+	s, err := querySite(tx)
+	if err == nil && s.Epoch > a.options.Epoch {
+		err = fmt.Errorf("this server knows a later primary (%s, epoch %d): %w", orUnknown(s.Host), s.Epoch, store.ErrInUse)
+	}
+	return err
+}
+
 // commit is the transaction. The primary's catalog is the schema src.
 func (a *adoption) commit(tx *sql.Tx) error {
-	if err := checkRole(tx, true); err != nil {
+	if err := a.checkRole(tx); err != nil {
 		return err
 	}
 	s, err := querySite(tx)
 	if err != nil {
 		return err
-	}
-	if s.Epoch > a.options.Epoch {
-		return fmt.Errorf("this server knows a later primary (%s, epoch %d): %w", orUnknown(s.Host), s.Epoch, store.ErrInUse)
 	}
 	do := statements{tx: tx}
 	do.exec(`PRAGMA defer_foreign_keys = ON`)

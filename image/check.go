@@ -31,7 +31,7 @@ type Finding struct {
 // The kinds of findings.
 const (
 	FindingLeftover = "leftover" // a cut operation left something in the store
-	FindingRetired  = "retired"  // deleted, and destroyed when nothing depends on it any more; nothing is wrong
+	FindingRetired  = "retired"  // deleted, and gone from the store when nothing depends on it any more; nothing is wrong
 	FindingLost     = "lost"     // the catalog names what the store does not hold
 	FindingUnknown  = "unknown"  // the store holds what neither catalog nor intent names
 	FindingRunning  = "running"  // a live process works there; nothing is wrong
@@ -84,12 +84,17 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 			findings = append(findings, m.oldRecipe(id))
 		}
 	}
+	remnants, err := m.checkRemnants(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, remnants...)
 	indexes, err := m.checkIndexes(after)
 	if err != nil {
 		return nil, err
 	}
-	scratch, err := m.checkScratch()
-	return append(append(findings, indexes...), scratch...), err
+	temporary, err := m.checkScratch()
+	return append(append(findings, indexes...), temporary...), err
 }
 
 // Repair mends what Check found and can be mended. It returns what it did.
@@ -346,6 +351,16 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 	}
 	if len(incoming) > 0 {
 		errs = append(errs, add(m.layout.IncomingLock(), incoming...))
+	}
+	left, err := scratch.Left(m.layout.Scratch())
+	errs = append(errs, err)
+	for _, path := range left {
+		findings = append(findings, Finding{
+			Kind:   FindingLeftover,
+			Text:   "a cut operation left the temporary folder " + path,
+			Repair: "removed the temporary folder " + path,
+			repair: func(context.Context) error { return scratch.RemoveLeft(path) },
+		})
 	}
 	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
 	errs = append(errs, err)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,8 +36,10 @@ type GCOptions struct {
 type GCPlan struct {
 	Snapshots []Verdict `json:"snapshots"` // by tree, the oldest first
 	Retired   []Retired `json:"retired"`   // what is deleted already and was not destroyed yet
-	Sessions  int       `json:"sessions"`  // records of boots that ended long ago
-	Files     []Prune   `json:"files"`     // of caches and logs
+	// Remnants are what the store alone knows of: those without a Reason go.
+	Remnants []store.Remnant `json:"remnants"`
+	Sessions int             `json:"sessions"` // records of boots that ended long ago
+	Files    []Prune         `json:"files"`    // of caches and logs
 
 	options GCOptions
 }
@@ -54,8 +57,11 @@ func (p GCPlan) Goes() []Snapshot {
 
 // Empty tells that there is nothing to collect.
 func (p GCPlan) Empty() bool {
-	return len(p.Goes()) == 0 && len(p.Retired) == 0 && p.Sessions == 0 && len(p.Files) == 0
+	return len(p.Goes()) == 0 && len(p.Retired) == 0 && !slices.ContainsFunc(p.Remnants, isIdle) && p.Sessions == 0 && len(p.Files) == 0
 }
+
+// isIdle tells whether nothing keeps a remnant.
+func isIdle(r store.Remnant) bool { return r.Reason == "" }
 
 // GCReport is what a collection did.
 type GCReport struct {
@@ -63,9 +69,11 @@ type GCReport struct {
 	Kept      []Verdict  `json:"kept"`      // of the plan, but somebody has begun to need them
 	Freed     []Retired  `json:"freed"`     // destroyed in the store, earlier deletions included
 	Retired   []Retired  `json:"retired"`   // deleted, and destroyed when nothing depends on them any more
-	Sessions  int        `json:"sessions"`
-	Files     int        `json:"files"`
-	Bytes     int64      `json:"bytes"` // of files
+	// Remnants are what is left in the store without a record in the catalog.
+	Remnants []store.Remnant `json:"remnants"`
+	Sessions int             `json:"sessions"`
+	Files    int             `json:"files"`
+	Bytes    int64           `json:"bytes"` // of files
 }
 
 // PlanGC says what Collect would do now. It changes nothing.
@@ -92,6 +100,9 @@ func (m *Manager) PlanGC(ctx context.Context, options GCOptions) (plan GCPlan, e
 		return err
 	})
 	if err != nil {
+		return plan, err
+	}
+	if plan.Remnants, err = m.remnants(ctx); err != nil {
 		return plan, err
 	}
 	plan.Files, err = m.planPrune(ctx, options)
@@ -159,6 +170,12 @@ func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, er
 	retired, err := m.Retired(context.WithoutCancel(ctx))
 	report.Retired = append(report.Retired, retired...)
 	if err := errors.Join(collectErr, err, ctx.Err()); err != nil {
+		return report, err
+	}
+	if err := m.collectRemnants(ctx); err != nil {
+		return report, err
+	}
+	if report.Remnants, err = m.remnants(ctx); err != nil {
 		return report, err
 	}
 	report.Files, report.Bytes, err = m.prune(ctx, plan.Files)

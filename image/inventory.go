@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 
 	"sidus/image/catalog"
 	"sidus/image/store"
@@ -113,6 +115,10 @@ func (m *Manager) ChangeMark(ctx context.Context) (mark string, err error) {
 			(SELECT COUNT(*) || ' ' || COALESCE(MAX(last_seen), 0) FROM node) || ' ' ||
 			(SELECT COUNT(*) || ' ' || COALESCE(MAX(answered), 0) FROM live_update)`).Scan(&mark)
 	})
+	// A recipe is kept after its build is in the history.
+	if info, statErr := os.Stat(m.layout.Recipes()); statErr == nil {
+		mark += " " + strconv.FormatInt(info.ModTime().UnixNano(), 10)
+	}
 	return mark, err
 }
 

@@ -37,6 +37,15 @@ func (l Layout) KeptRecipes() (trees []string, err error) {
 	return trees, err
 }
 
+// RecipeFiles lists the files of the recipes that are kept.
+func (l Layout) RecipeFiles() (paths []string, err error) {
+	trees, err := l.KeptRecipes()
+	for _, id := range trees {
+		paths = append(paths, filepath.Join(l.Recipes(), recipeName(id)))
+	}
+	return paths, err
+}
+
 // OpenRecipe opens the recipe that is kept of a tree: what its last build was
 // given to keep. The error wraps store.ErrNotFound if there is none.
 func (l Layout) OpenRecipe(treeID string) (io.ReadCloser, error) {

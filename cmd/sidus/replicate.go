@@ -49,15 +49,17 @@ func targetAdd() *cli.Command {
 	return &cli.Command{
 		Name: "add", Usage: "add a target", ArgsUsage: "NAME ssh://[USER@]HOST[:PORT][/STATE]|tls://HOST[:PORT]",
 		Description: describe("The target needs a store (`sidus init`) and nothing else: it gets the rest. Nothing is sent yet. A token is\n"+
-			"kept in the state folder, where only root reads it.",
+			"kept in the state folder, where only root reads it.\n\n"+
+			"What is encrypted in a ZFS store goes to another one as it is. To a target that takes portable streams\n"+
+			"only it goes in the clear, and with --decrypt alone.",
 			"sidus replicate add second ssh://root@store2", "ssh store2 sidus receive --token | sidus replicate add second tls://store2 --token-file -"),
-		Flags: reads(tokenFileFlag(), rateFlag(), &cli.BoolFlag{Name: "portable", Usage: "send portable streams only"}),
+		Flags: reads(tokenFileFlag(), rateFlag(), &cli.BoolFlag{Name: "portable", Usage: "send portable streams only"}, decryptFlag()),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			args, err := want(c)
 			if err != nil {
 				return err
 			}
-			target := image.Target{Name: args[0], Portable: c.Bool("portable")}
+			target := image.Target{Name: args[0], Portable: c.Bool("portable"), Decrypt: c.Bool("decrypt")}
 			if err := image.ValidateName("target", target.Name); err != nil {
 				return err
 			}
@@ -234,7 +236,7 @@ func runTarget(ctx context.Context, c *cli.Context, s *site, t image.Target, ask
 	if err != nil {
 		return report, err
 	}
-	sender.Rate, sender.Portable = t.Rate, t.Portable
+	sender.Rate, sender.Portable, sender.Decrypt = t.Rate, t.Portable, t.Decrypt
 	if !ask {
 		sender.Progress = nil
 	}
@@ -247,6 +249,9 @@ func runTarget(ctx context.Context, c *cli.Context, s *site, t image.Target, ask
 	var conflicts replicate.Conflicts
 	if errors.As(err, &conflicts) {
 		return report, fmt.Errorf("%w\nor let `sidus replicate %s --discard` drop on %s all that only it has", err, t.Name, t.Name)
+	}
+	if errors.Is(err, image.ErrEncrypted) {
+		return report, fmt.Errorf("%w: remove the target %s and add it again with it", err, t.Name)
 	}
 	// Nothing more can be done about what is lost: the target has the catalog.
 	var lost *transfer.LostError

@@ -1,11 +1,11 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +17,7 @@ import (
 	"sidus/export/replicate"
 	"sidus/export/stream"
 	"sidus/image"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -36,6 +37,9 @@ type Sender struct {
 	Rate int64
 	// Portable sends no native streams.
 	Portable bool
+	// Decrypt lets snapshots that are encrypted in the store leave it in the
+	// clear, where the other side takes portable streams only.
+	Decrypt bool
 	// Progress is called while a snapshot is sent, and with a zero Progress
 	// when that is done; nil means no calls.
 	Progress func(ref string, p stream.Progress)
@@ -43,7 +47,8 @@ type Sender struct {
 	// makes that a conflict.
 	Discard func(conflicts error) error
 
-	hello *hello // what is said instead of the truth; for tests
+	hello *hello        // what is said instead of the truth; for tests
+	alive time.Duration // instead of aliveEvery; for tests
 }
 
 // Report says what was sent.
@@ -66,9 +71,10 @@ type Sent struct {
 }
 
 func (s *Sender) greeting(mode Mode, i image.Inventory) hello {
-	h := hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Mode: mode, Site: i.Site.ID, Epoch: i.Site.Epoch, Role: i.Site.Role}
+	h := hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Mode: mode, Site: i.Site.ID, Epoch: i.Site.Epoch, Role: i.Site.Role,
+		Can: []string{keepsAlive}}
 	if s.hello != nil {
-		h.Min, h.Max = s.hello.Min, s.hello.Max
+		h.Min, h.Max, h.Can = s.hello.Min, s.hello.Max, s.hello.Can
 	}
 	if mode == Replicate {
 		h.Channels = i.Channels
@@ -82,7 +88,7 @@ func (s *Sender) open(ctx context.Context, dial Dial, h hello) (*client, error) 
 	if err != nil {
 		return nil, err
 	}
-	cl, err := connect(ctx, rw, h, s.Rate)
+	cl, err := connect(ctx, rw, h, s.Rate, cmp.Or(s.alive, aliveEvery))
 	var said *RemoteError
 	if errors.As(err, &said) && errors.Is(err, ErrSuperseded) {
 		err = errors.Join(err, s.Manager.Supersede(ctx, said.Host, said.Epoch))
@@ -172,6 +178,11 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 		base = ""
 	}
 	for {
+		if kind == stream.Portable && !s.Decrypt {
+			if err := s.Manager.RefuseClear(ctx, snapshot); err != nil {
+				return sent, false, fmt.Errorf("a portable stream for %s: %w; --decrypt allows that", cl.other.Host, err)
+			}
+		}
 		sent = Sent{Ref: snapshot.Ref(), ID: snapshot.ID, Base: base, Kind: kind}
 		o := offer{Manifest: ManifestOf(snapshot, s.Program), Tree: tree}
 		o.Manifest.Kind, o.Manifest.Base = kind, base
@@ -198,20 +209,18 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 // export writes the stream of a snapshot.
 func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (err error) {
 	source := stream.Source{Manifest: m}
-	mount, err := s.Manager.MountSnapshot(ctx, m.Snapshot)
-	if err != nil {
-		return err
-	}
-	unmount := func() error { return mount.Unmount(context.WithoutCancel(ctx)) }
-	defer func() { err = errors.Join(err, unmount()) }()
-	if m.Base == "" {
-		source.Manifest.Size = sizeOf(ctx, mount.Path())
-	}
 	if m.Kind == stream.Portable {
-		source.Root = mount.Path()
+		mount, mountErr := s.Manager.MountSnapshot(ctx, m.Snapshot)
+		if mountErr != nil {
+			return mountErr
+		}
+		defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
+		source.Root, source.Manifest.Size = mount.Path(), stream.Estimate(ctx, mount.Path(), "")
 	} else {
-		source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base)
-		if err != nil {
+		if source.Manifest.Size, err = PayloadSize(ctx, s.Manager, m.Snapshot, m.Base); err != nil {
+			return err
+		}
+		if source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base); err != nil {
 			return err
 		}
 	}
@@ -224,22 +233,6 @@ func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (er
 	return err
 }
 
-// sizeOf guesses the length of a stream, for the progress bar.
-func sizeOf(ctx context.Context, root string) (size int64) {
-	_ = filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
-			return ctx.Err() // a guess goes on without what it cannot read
-		}
-		const header = 1024
-		size += header
-		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
-			size += info.Size()
-		}
-		return nil
-	})
-	return size
-}
-
 // Replicate makes a replica hold what this server holds at this moment. It is
 // refused, with a *image.ReadOnlyError, unless this is a primary; the error is
 // of type replicate.Conflicts if the replica holds something else, and a
@@ -249,12 +242,16 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.Manager.Writable(ctx); err != nil {
 		return report, err
 	}
-	dir, err := os.MkdirTemp(s.Layout.Cache(), ".outgoing-")
+	// What a process has left here that was killed holds secrets.
+	if err := scratch.Sweep(s.Layout.Scratch()); err != nil {
+		s.Log.WithError(err).Warn("temporary files of a process that is gone stay")
+	}
+	folder, err := scratch.Make(s.Layout.Scratch(), "replicate")
 	if err != nil {
 		return report, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	asOf := time.Now()
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	dir, asOf := folder.Path(), time.Now()
 	copied := filepath.Join(dir, catalogName)
 	if err := s.Manager.CopyCatalog(ctx, copied); err != nil {
 		return report, err
@@ -496,12 +493,16 @@ func (s *Sender) sendState(ctx context.Context, cl *client, dir, copied string, 
 	if st.Properties, err = s.Manager.PropertiesOfTrees(ctx); err != nil {
 		return err
 	}
-	packed, err := os.Create(filepath.Join(dir, "state.tar.zst"))
+	packed, err := os.OpenFile(filepath.Join(dir, "state.tar.zst"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	defer packed.Close()
-	if st.SHA256, err = packState(copied, s.Layout, packed); err != nil {
+	st.Recipes = cl.other.can(takesRecipes)
+	if !st.Recipes {
+		s.Log.Debugf("%s does not take recipes: update sidus there", cl.other.Host)
+	}
+	if st.SHA256, err = packState(copied, s.Layout, st.Recipes, packed); err != nil {
 		return err
 	}
 	if _, err := packed.Seek(0, io.SeekStart); err != nil {
