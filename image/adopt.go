@@ -29,6 +29,10 @@ type AdoptOptions struct {
 	AsOf    time.Time // when the copy was made
 	// Properties are those of the primary's trees, see PropertiesOfTrees.
 	Properties map[string]map[string]string
+	// Install puts in place what belongs to the catalog and is not in it. It is
+	// called right before the transaction, if this server still is a replica of
+	// that primary; nil means no call.
+	Install func() error
 }
 
 // Adopt makes the catalog of a replica that of its primary: channels, networks,
@@ -53,8 +57,16 @@ func (m *Manager) Adopt(ctx context.Context, options AdoptOptions) error {
 	err = m.run(ctx, operation{
 		action: "replicate", replicated: true, attach: options.Catalog,
 		makes: a.made(), removes: a.removes, removed: "the head before the replicate",
-		check:  func(tx *sql.Tx) error { return checkRole(tx, true) },
-		work:   a.makeHeads,
+		check: a.checkRole,
+		work: func(ctx context.Context) error {
+			if err := a.makeHeads(ctx); err != nil || options.Install == nil {
+				return err
+			}
+			if err := m.catalog.View(ctx, a.checkRole); err != nil {
+				return err
+			}
+			return options.Install()
+		},
 		commit: a.commit,
 	})
 	if err != nil {
@@ -145,9 +157,13 @@ func (m *Manager) planAdoption(ctx context.Context, options AdoptOptions) (*adop
 		return nil, err
 	}
 	a := &adoption{m: m, options: options}
-	held := map[store.SnapshotID]Snapshot{}
+	listed, held := map[store.SnapshotID]Snapshot{}, map[store.SnapshotID]Snapshot{}
 	for _, s := range ours.Snapshots {
-		if s.Deleted.IsZero() {
+		if !s.Deleted.IsZero() {
+			continue
+		}
+		listed[s.ID] = s
+		if !s.Lost {
 			held[s.ID] = s
 		}
 	}
@@ -164,7 +180,7 @@ func (m *Manager) planAdoption(ctx context.Context, options AdoptOptions) (*adop
 	}
 	a.planHeads(theirs, ours, held)
 	for _, s := range theirs.Snapshots {
-		if known, ok := held[s.ID]; ok && !s.Deleted.IsZero() {
+		if known, ok := listed[s.ID]; ok && !s.Deleted.IsZero() {
 			a.gone = append(a.gone, known)
 		}
 	}
@@ -205,17 +221,26 @@ var own = []string{"meta", "tree", "snapshot", "session", "intent", "retired", "
 // served clock, by which sessions end.
 const replicatedMeta = `'served_seconds', 'served_at'`
 
+// checkRole refuses a primary that this server does not follow any more.
+func (a *adoption) checkRole(tx *sql.Tx) error {
+	if err := checkRole(tx, true); err != nil {
+		return err
+	}
+	s, err := querySite(tx)
+	if err == nil && s.Epoch > a.options.Epoch {
+		err = fmt.Errorf("this server knows a later primary (%s, epoch %d): %w", orUnknown(s.Host), s.Epoch, store.ErrInUse)
+	}
+	return err
+}
+
 // commit is the transaction. The primary's catalog is the schema src.
 func (a *adoption) commit(tx *sql.Tx) error {
-	if err := checkRole(tx, true); err != nil {
+	if err := a.checkRole(tx); err != nil {
 		return err
 	}
 	s, err := querySite(tx)
 	if err != nil {
 		return err
-	}
-	if s.Epoch > a.options.Epoch {
-		return fmt.Errorf("this server knows a later primary (%s, epoch %d): %w", orUnknown(s.Host), s.Epoch, store.ErrInUse)
 	}
 	do := statements{tx: tx}
 	do.exec(`PRAGMA defer_foreign_keys = ON`)
@@ -267,13 +292,21 @@ func (a *adoption) trees(do *statements) {
 }
 
 func (a *adoption) snapshots(do *statements) {
-	// Numbers and names may have been exchanged, too.
-	do.exec(`UPDATE main.snapshot SET number = -rowid, name = '' WHERE id IN (SELECT id FROM src.snapshot)
-		OR tree IN (SELECT id FROM src.tree) AND deleted IS NOT NULL`)
+	// Numbers and names may have been exchanged, too. Numbers below all that
+	// either catalog has are free meanwhile. What only this server has on record
+	// as deleted keeps such a number if its own is that of a snapshot there.
+	var lowest int64
+	if do.err == nil {
+		do.err = do.tx.QueryRow(`SELECT MIN(number) FROM (SELECT 0 AS number UNION ALL SELECT number FROM main.snapshot UNION ALL SELECT number FROM src.snapshot)`).Scan(&lowest)
+	}
+	do.exec(`UPDATE main.snapshot SET number = ? - rowid, name = '' WHERE id IN (SELECT id FROM src.snapshot) OR deleted IS NOT NULL
+		AND EXISTS (SELECT 1 FROM src.snapshot s WHERE s.tree = main.snapshot.tree AND s.number = main.snapshot.number)`, lowest)
 	do.exec(`UPDATE main.snapshot SET name = '' WHERE EXISTS
 		(SELECT 1 FROM src.snapshot s WHERE s.tree = main.snapshot.tree AND s.name = main.snapshot.name AND s.deleted IS NULL AND s.id <> main.snapshot.id)`)
 	do.update("snapshot", "id", "deleted")
 	do.copyRows("snapshot", ` WHERE deleted IS NOT NULL AND id NOT IN (SELECT id FROM main.snapshot) AND tree IN (SELECT id FROM main.tree)`)
+	// The next snapshot here, after a takeover, takes no number that is on record.
+	do.exec(`UPDATE main.tree SET next_number = MAX(next_number, (SELECT COALESCE(MAX(number), 0) + 1 FROM main.snapshot WHERE tree = main.tree.id))`)
 	for _, s := range a.gone {
 		do.exec(`UPDATE main.snapshot SET deleted = (SELECT deleted FROM src.snapshot WHERE id = ?) WHERE id = ?`, s.ID, s.ID)
 		if do.err == nil {
@@ -322,79 +355,3 @@ func (s *statements) update(table string, without ...string) {
 }
 
 func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
-
-// DropDiverged deletes from a replica snapshots and trees, by ID, that its
-// primary does not know, with the channels that point to them. It is refused,
-// with a *NeededError, while nodes run one.
-func (m *Manager) DropDiverged(ctx context.Context, ids []store.SnapshotID, trees []string) error {
-	var intent int64
-	var gone []Snapshot
-	var heads []store.VolumeID
-	err := m.catalog.Update(ctx, func(tx *sql.Tx) error {
-		gone, heads = nil, nil
-		if err := checkRole(tx, true); err != nil {
-			return err
-		}
-		for _, id := range ids {
-			s, err := snapshotByID(tx, id)
-			if errors.Is(err, store.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			gone = append(gone, s)
-			// Where they point, and what they kept, comes from the primary.
-			if _, err := tx.Exec(`DELETE FROM channel WHERE snapshot = ?`, id); err != nil {
-				return err
-			}
-		}
-		needs, err := needsOfAll(tx, gone, "")
-		if err != nil {
-			return err
-		}
-		for id, list := range needs {
-			needs[id] = slices.DeleteFunc(list, func(n Need) bool { return n.Kind != "session" && n.Kind != "operation" })
-			if len(needs[id]) == 0 {
-				delete(needs, id)
-			}
-		}
-		if len(needs) > 0 {
-			return neededError("what only this server has", gone, needs)
-		}
-		if err := retireSnapshots(tx, gone, time.Now()); err != nil {
-			return err
-		}
-		for _, s := range gone {
-			if err := m.record(tx, "drop", s.TreeID, "dropped %s (%s), which the primary does not know", s.Ref(), s.ID); err != nil {
-				return err
-			}
-		}
-		for _, id := range trees {
-			t, err := scanTree(tx.QueryRow(`SELECT `+treeColumns+` FROM tree WHERE id = ? AND deleted IS NULL`, id))
-			if errors.Is(err, sql.ErrNoRows) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			heads = append(heads, t.Head)
-			if _, err := tx.Exec(`UPDATE tree SET deleted = ? WHERE id = ?`, catalog.Millis(time.Now()), id); err != nil {
-				return err
-			}
-			if err := m.record(tx, "drop", id, "dropped the tree %s, which the primary does not know", t.Name); err != nil {
-				return err
-			}
-		}
-		if err := retireVolumes(tx, heads, "the head of a dropped tree"); err != nil {
-			return err
-		}
-		intent, err = catalog.Begin(tx, catalog.Intent{Action: "replicate", Volumes: heads, Snapshots: ids, Actor: m.actor})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	_, _, err = m.collectAfter(context.WithoutCancel(ctx), intent, heads, gone)
-	return err
-}

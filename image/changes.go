@@ -27,7 +27,8 @@ func (c Change) String() string {
 
 // HeadChanges lists what the locked head holds that its base, the snapshot
 // that it starts from, does not: at most limit entries (0: all). A head
-// without a base is compared to nothing.
+// without a base is compared to nothing. The error is a *LostError if the head
+// or its base is lost.
 func (m *Manager) HeadChanges(ctx context.Context, lock *HeadLock, limit int) ([]Change, error) {
 	tree, err := m.treeByID(ctx, lock.TreeID)
 	if err != nil {
@@ -40,14 +41,14 @@ func (m *Manager) headChanges(ctx context.Context, t Tree, limit int) (changes [
 	if !t.Touched {
 		return nil, nil
 	}
-	head, err := m.store.MountVolume(ctx, t.Head)
+	head, err := m.mountHead(ctx, t)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, head.Unmount(context.WithoutCancel(ctx))) }()
 	base := ""
 	if t.Base != "" {
-		mount, err := m.store.MountSnapshot(ctx, t.Base)
+		mount, err := m.mountSnapshot(ctx, t.Base)
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"sidus/image/catalog"
 	"sidus/image/index"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -30,7 +31,7 @@ type Finding struct {
 // The kinds of findings.
 const (
 	FindingLeftover = "leftover" // a cut operation left something in the store
-	FindingRetired  = "retired"  // deleted, and destroyed when nothing depends on it any more; nothing is wrong
+	FindingRetired  = "retired"  // deleted, and gone from the store when nothing depends on it any more; nothing is wrong
 	FindingLost     = "lost"     // the catalog names what the store does not hold
 	FindingUnknown  = "unknown"  // the store holds what neither catalog nor intent names
 	FindingRunning  = "running"  // a live process works there; nothing is wrong
@@ -48,7 +49,11 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	items, err := m.store.List(ctx)
+	held, err := m.held(ctx)
+	if err != nil {
+		return nil, err
+	}
+	recipes, err := m.layout.KeptRecipes()
 	if err != nil {
 		return nil, err
 	}
@@ -57,10 +62,6 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	var findings []Finding
-	held := map[string]store.Item{}
-	for _, item := range items {
-		held[itemID(item)] = item
-	}
 	for _, intent := range after.intents {
 		if f, ok := m.checkIntent(intent, held, after); ok {
 			findings = append(findings, f)
@@ -73,18 +74,27 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		}
 		findings = append(findings, m.unknownItem(item))
 	}
-	for id, what := range after.named {
-		if _, there := held[id]; !there && before.named[id] != "" {
-			findings = append(findings, Finding{Kind: FindingLost, Fatal: true,
-				Text: fmt.Sprintf("%s is in the catalog, but the store does not hold it (%s)", what, id)})
+	lost, err := m.checkLost(ctx, held, before, after)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, lost...)
+	for _, id := range recipes {
+		if !after.trees[id] {
+			findings = append(findings, m.oldRecipe(id))
 		}
 	}
+	remnants, err := m.checkRemnants(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	findings = append(findings, remnants...)
 	indexes, err := m.checkIndexes(after)
 	if err != nil {
 		return nil, err
 	}
-	scratch, err := m.checkScratch()
-	return append(append(findings, indexes...), scratch...), err
+	temporary, err := m.checkScratch()
+	return append(append(findings, indexes...), temporary...), err
 }
 
 // Repair mends what Check found and can be mended. It returns what it did.
@@ -115,6 +125,7 @@ type knowledge struct {
 	intended map[string]bool   // IDs in an intent
 	busy     map[string]bool   // IDs in an intent of a live process
 	retired  map[string]Retired
+	trees    map[string]bool // IDs
 	intents  []catalog.Intent
 }
 
@@ -130,7 +141,7 @@ func (k knowledge) forgot(id string) bool {
 }
 
 func (m *Manager) knowledge(ctx context.Context) (knowledge, error) {
-	k := knowledge{named: map[string]string{}, intended: map[string]bool{}, busy: map[string]bool{}, retired: map[string]Retired{}}
+	k := knowledge{named: map[string]string{}, intended: map[string]bool{}, busy: map[string]bool{}, retired: map[string]Retired{}, trees: map[string]bool{}}
 	err := m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
 		if k.intents, err = catalog.Intents(tx); err != nil {
 			return err
@@ -150,6 +161,10 @@ func (m *Manager) knowledge(ctx context.Context) (knowledge, error) {
 		}
 		for _, r := range retired {
 			k.retired[r.ID] = r
+		}
+		err = eachRow(tx, func(id, _ string) { k.trees[id] = true }, `SELECT id, '' FROM tree WHERE deleted IS NULL`)
+		if err != nil {
+			return err
 		}
 		err = eachRow(tx, func(id, name string) { k.named[id] = "the head of " + name },
 			`SELECT head, name FROM tree WHERE deleted IS NULL`)
@@ -176,30 +191,13 @@ func (m *Manager) checkIntent(intent catalog.Intent, held map[string]store.Item,
 	if intent.Process.Alive() {
 		return Finding{Kind: FindingRunning, Text: who + " is at work: " + intent.Action}, true
 	}
-	var left []store.Item
-	for _, v := range intent.Volumes {
-		if item, there := held[string(v)]; there && known.forgot(string(v)) {
-			left = append(left, item)
-		}
-	}
-	for _, s := range intent.Snapshots {
-		if item, there := held[string(s)]; there && known.forgot(string(s)) {
-			left = append(left, item)
-		}
-	}
+	left := leftOf(intent, held, known)
 	text := fmt.Sprintf("%s was cut: its %s left %s", who, intent.Action, countItems(left))
 	return Finding{
 		Kind:   FindingLeftover,
 		Text:   text,
 		Repair: fmt.Sprintf("removed what a cut %s left: %s", intent.Action, countItems(left)),
-		repair: func(ctx context.Context) error {
-			for _, item := range left {
-				if err := m.destroyItem(ctx, item); err != nil {
-					return err
-				}
-			}
-			return m.catalog.Update(ctx, func(tx *sql.Tx) error { return catalog.End(tx, intent.ID) })
-		},
+		repair: func(ctx context.Context) error { return m.settle(ctx, intent) },
 	}, true
 }
 
@@ -273,6 +271,16 @@ func (m *Manager) unknownItem(item store.Item) Finding {
 		item.Kind, itemID(item), item.Created.Format("2006-01-02 15:04"))}
 }
 
+// oldRecipe is the recipe of a tree that is gone.
+func (m *Manager) oldRecipe(tree string) Finding {
+	return Finding{
+		Kind:   FindingLeftover,
+		Text:   "the recipe of a deleted tree (" + tree + ") is still kept",
+		Repair: "removed the recipe of the deleted tree " + tree,
+		repair: func(context.Context) error { return m.layout.removeRecipe(tree) },
+	}
+}
+
 // checkIndexes finds cached indexes that are damaged, or of snapshots that
 // are gone. They can be made again at any time.
 func (m *Manager) checkIndexes(known knowledge) ([]Finding, error) {
@@ -311,8 +319,8 @@ func verifyIndex(path string) (err error) {
 	return x.Verify()
 }
 
-// checkScratch finds temporary files of processes that are gone. Whoever makes
-// some holds a lock meanwhile.
+// checkScratch finds temporary files of processes that are gone, whatever they
+// did. Whoever makes some holds a lock meanwhile.
 func (m *Manager) checkScratch() (findings []Finding, err error) {
 	add := func(lockPath string, paths ...string) error {
 		lock := flock.New(lockPath, flock.SetPermissions(0o600))
@@ -324,18 +332,17 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 			if _, err := os.Lstat(path); err != nil {
 				continue // done a moment ago
 			}
-			findings = append(findings, Finding{
-				Kind:   FindingLeftover,
-				Text:   "a cut operation left the temporary file " + path,
-				Repair: "removed the temporary file " + path,
-				repair: func(context.Context) error { return os.RemoveAll(path) },
-			})
+			findings = append(findings, temporary(path, os.RemoveAll))
 		}
 		return lock.Close()
 	}
 	errs := []error{}
-	if _, err := os.Lstat(m.layout.catalogCopy()); err == nil {
-		errs = append(errs, add(m.layout.catalogCopyLock(), m.layout.catalogCopy()))
+	for _, folder := range m.layout.scratch() {
+		left, err := scratch.Left(folder)
+		errs = append(errs, err)
+		for _, path := range left {
+			findings = append(findings, temporary(path, scratch.RemoveLeft))
+		}
 	}
 	incoming, err := filepath.Glob(filepath.Join(m.layout.Secrets(), ".new-*"))
 	errs = append(errs, err)
@@ -345,6 +352,16 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 	if len(incoming) > 0 {
 		errs = append(errs, add(m.layout.IncomingLock(), incoming...))
 	}
+	left, err := scratch.Left(m.layout.Scratch())
+	errs = append(errs, err)
+	for _, path := range left {
+		findings = append(findings, Finding{
+			Kind:   FindingLeftover,
+			Text:   "a cut operation left the temporary folder " + path,
+			Repair: "removed the temporary folder " + path,
+			repair: func(context.Context) error { return scratch.RemoveLeft(path) },
+		})
+	}
 	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
 	errs = append(errs, err)
 	for _, lock := range locks {
@@ -353,4 +370,13 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 		errs = append(errs, err, add(lock, append(begun, lock)...))
 	}
 	return findings, errors.Join(errs...)
+}
+
+func temporary(path string, remove func(path string) error) Finding {
+	return Finding{
+		Kind:   FindingLeftover,
+		Text:   "a cut operation left the temporary file " + path,
+		Repair: "removed the temporary file " + path,
+		repair: func(context.Context) error { return remove(path) },
+	}
 }

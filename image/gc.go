@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,8 +36,10 @@ type GCOptions struct {
 type GCPlan struct {
 	Snapshots []Verdict `json:"snapshots"` // by tree, the oldest first
 	Retired   []Retired `json:"retired"`   // what is deleted already and was not destroyed yet
-	Sessions  int       `json:"sessions"`  // records of boots that ended long ago
-	Files     []Prune   `json:"files"`     // of caches and logs
+	// Remnants are what the store alone knows of: those without a Reason go.
+	Remnants []store.Remnant `json:"remnants"`
+	Sessions int             `json:"sessions"` // records of boots that ended long ago
+	Files    []Prune         `json:"files"`    // of caches and logs
 
 	options GCOptions
 }
@@ -54,8 +57,11 @@ func (p GCPlan) Goes() []Snapshot {
 
 // Empty tells that there is nothing to collect.
 func (p GCPlan) Empty() bool {
-	return len(p.Goes()) == 0 && len(p.Retired) == 0 && p.Sessions == 0 && len(p.Files) == 0
+	return len(p.Goes()) == 0 && len(p.Retired) == 0 && !slices.ContainsFunc(p.Remnants, isIdle) && p.Sessions == 0 && len(p.Files) == 0
 }
+
+// isIdle tells whether nothing keeps a remnant.
+func isIdle(r store.Remnant) bool { return r.Reason == "" }
 
 // GCReport is what a collection did.
 type GCReport struct {
@@ -63,9 +69,11 @@ type GCReport struct {
 	Kept      []Verdict  `json:"kept"`      // of the plan, but somebody has begun to need them
 	Freed     []Retired  `json:"freed"`     // destroyed in the store, earlier deletions included
 	Retired   []Retired  `json:"retired"`   // deleted, and destroyed when nothing depends on them any more
-	Sessions  int        `json:"sessions"`
-	Files     int        `json:"files"`
-	Bytes     int64      `json:"bytes"` // of files
+	// Remnants are what is left in the store without a record in the catalog.
+	Remnants []store.Remnant `json:"remnants"`
+	Sessions int             `json:"sessions"`
+	Files    int             `json:"files"`
+	Bytes    int64           `json:"bytes"` // of files
 }
 
 // PlanGC says what Collect would do now. It changes nothing.
@@ -77,8 +85,12 @@ func (m *Manager) PlanGC(ctx context.Context, options GCOptions) (plan GCPlan, e
 		return plan, errors.New("a rule for collection is negative")
 	}
 	plan.options = options
+	lost, err := m.lostSnapshots(ctx)
+	if err != nil {
+		return plan, err
+	}
 	err = m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
-		if plan.Snapshots, err = planSnapshots(tx, options); err != nil {
+		if plan.Snapshots, err = planSnapshots(tx, options, lost); err != nil {
 			return err
 		}
 		if plan.Retired, err = queryRetired(tx); err != nil {
@@ -90,12 +102,15 @@ func (m *Manager) PlanGC(ctx context.Context, options GCOptions) (plan GCPlan, e
 	if err != nil {
 		return plan, err
 	}
+	if plan.Remnants, err = m.remnants(ctx); err != nil {
+		return plan, err
+	}
 	plan.Files, err = m.planPrune(ctx, options)
 	return plan, err
 }
 
-func planSnapshots(tx *sql.Tx, options GCOptions) ([]Verdict, error) {
-	in := RetentionInput{Now: options.Now, Rules: options.Rules, Parents: map[store.SnapshotID]store.SnapshotID{}}
+func planSnapshots(tx *sql.Tx, options GCOptions, lost map[store.SnapshotID]bool) ([]Verdict, error) {
+	in := RetentionInput{Now: options.Now, Rules: options.Rules, Parents: map[store.SnapshotID]store.SnapshotID{}, Lost: lost}
 	if options.Tree != "" {
 		tree, err := treeByName(tx, options.Tree)
 		if err != nil {
@@ -124,13 +139,17 @@ func planSnapshots(tx *sql.Tx, options GCOptions) ([]Verdict, error) {
 // before, or deleted and retired.
 func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, err error) {
 	report = GCReport{Collected: []Snapshot{}, Kept: []Verdict{}, Freed: []Retired{}, Retired: []Retired{}}
+	lost, err := m.lostSnapshots(ctx)
+	if err != nil {
+		return report, err
+	}
 	var intent int64
 	err = m.catalog.Update(ctx, func(tx *sql.Tx) (err error) {
 		// A replica deletes what its primary deletes, and nothing else.
 		if err := refuseReplica(tx); err != nil {
 			return err
 		}
-		if report.Collected, report.Kept, err = m.deleteCollected(tx, plan); err != nil {
+		if report.Collected, report.Kept, err = m.deleteCollected(tx, plan, lost); err != nil {
 			return err
 		}
 		if report.Sessions, err = deleteSessions(tx, plan.options); err != nil {
@@ -153,6 +172,12 @@ func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, er
 	if err := errors.Join(collectErr, err, ctx.Err()); err != nil {
 		return report, err
 	}
+	if err := m.collectRemnants(ctx); err != nil {
+		return report, err
+	}
+	if report.Remnants, err = m.remnants(ctx); err != nil {
+		return report, err
+	}
 	report.Files, report.Bytes, err = m.prune(ctx, plan.Files)
 	if waiter, ok := m.store.(store.Waiter); ok && err == nil && len(report.Freed) > 0 {
 		err = waiter.Wait(ctx)
@@ -162,9 +187,9 @@ func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, er
 
 // deleteCollected takes those snapshots out of the catalog that the plan lets
 // go and that the rules, asked again, let go, too.
-func (m *Manager) deleteCollected(tx *sql.Tx, plan GCPlan) (gone []Snapshot, kept []Verdict, err error) {
+func (m *Manager) deleteCollected(tx *sql.Tx, plan GCPlan, lost map[store.SnapshotID]bool) (gone []Snapshot, kept []Verdict, err error) {
 	gone, kept = []Snapshot{}, []Verdict{}
-	again, err := planSnapshots(tx, plan.options)
+	again, err := planSnapshots(tx, plan.options, lost)
 	if err != nil {
 		return nil, nil, err
 	}

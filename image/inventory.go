@@ -3,7 +3,10 @@ package image
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"os"
+	"strconv"
 
 	"sidus/image/catalog"
 	"sidus/image/store"
@@ -18,7 +21,8 @@ type Inventory struct {
 	Channels  map[string]store.SnapshotID `json:"channels"`
 }
 
-// InventoryOf reads the inventory of any catalog.
+// InventoryOf reads the inventory of any catalog. It does not look for what is
+// lost.
 func InventoryOf(ctx context.Context, c *catalog.Catalog) (i Inventory, err error) {
 	i.Channels = map[string]store.SnapshotID{}
 	err = c.View(ctx, func(tx *sql.Tx) error {
@@ -41,7 +45,46 @@ func InventoryOf(ctx context.Context, c *catalog.Catalog) (i Inventory, err erro
 
 // Inventory reads the inventory of this server.
 func (m *Manager) Inventory(ctx context.Context) (Inventory, error) {
-	return InventoryOf(ctx, m.catalog)
+	i, err := InventoryOf(ctx, m.catalog)
+	if err != nil {
+		return i, err
+	}
+	return i, m.MarkLost(ctx, i.Snapshots)
+}
+
+// MarkLost marks those of the snapshots that the catalog names and the store
+// has lost.
+func (m *Manager) MarkLost(ctx context.Context, snapshots []Snapshot) error {
+	held, err := m.held(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range snapshots {
+		s := &snapshots[i]
+		if item, there := held[string(s.ID)]; there && !item.Partial || !s.Deleted.IsZero() {
+			continue
+		}
+		// It may have been deleted since the list was made.
+		switch _, err := m.SnapshotByID(ctx, s.ID); {
+		case err == nil:
+			s.Lost = true
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+	}
+	return nil
+}
+
+// IsLost tells whether the store has lost a snapshot. The error wraps
+// store.ErrNotFound if the catalog does not name it.
+func (m *Manager) IsLost(ctx context.Context, id store.SnapshotID) (bool, error) {
+	s, err := m.SnapshotByID(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	list := []Snapshot{s}
+	err = m.MarkLost(ctx, list)
+	return list[0].Lost, err
 }
 
 func queryTrees(tx *sql.Tx) (trees []Tree, err error) {
@@ -72,6 +115,10 @@ func (m *Manager) ChangeMark(ctx context.Context) (mark string, err error) {
 			(SELECT COUNT(*) || ' ' || COALESCE(MAX(last_seen), 0) FROM node) || ' ' ||
 			(SELECT COUNT(*) || ' ' || COALESCE(MAX(answered), 0) FROM live_update)`).Scan(&mark)
 	})
+	// A recipe is kept after its build is in the history.
+	if info, statErr := os.Stat(m.layout.Recipes()); statErr == nil {
+		mark += " " + strconv.FormatInt(info.ModTime().UnixNano(), 10)
+	}
 	return mark, err
 }
 

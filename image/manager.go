@@ -63,12 +63,12 @@ func (m *Manager) Usage(ctx context.Context) (store.Usage, error) { return m.sto
 
 // MountSnapshot makes a snapshot that the catalog names reachable for
 // reading. The caller unmounts it. The error wraps store.ErrNotFound for one
-// that is deleted or unknown.
+// that is deleted or unknown, and is a *LostError for one that is lost.
 func (m *Manager) MountSnapshot(ctx context.Context, id store.SnapshotID) (store.Mount, error) {
 	if _, err := m.SnapshotByID(ctx, id); err != nil {
 		return nil, err
 	}
-	return m.store.MountSnapshot(ctx, id)
+	return m.mountSnapshot(ctx, id)
 }
 
 // MountHead makes the locked head reachable for reading and writing. The
@@ -87,7 +87,7 @@ func (m *Manager) MountHead(ctx context.Context, lock *HeadLock) (store.Mount, e
 			return nil, fmt.Errorf("note that somebody writes to the head of %s: %w", tree.Name, err)
 		}
 	}
-	return m.store.MountVolume(ctx, tree.Head)
+	return m.mountHead(ctx, tree)
 }
 
 // MountHeadToRead is MountHead for somebody who will not write.
@@ -96,7 +96,7 @@ func (m *Manager) MountHeadToRead(ctx context.Context, lock *HeadLock) (store.Mo
 	if err != nil {
 		return nil, err
 	}
-	return m.store.MountVolume(ctx, tree.Head)
+	return m.mountHead(ctx, tree)
 }
 
 // copyRetry is how often a process looks whether another one has ended its copy.
@@ -123,15 +123,12 @@ func (m *Manager) copyCatalogTo(ctx context.Context, keeper store.Keeper) (err e
 		return errors.Join(err, lock.Close())
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	dir := m.layout.catalogCopy()
-	if err := os.RemoveAll(dir); err != nil { // of a process that was cut
+	folder, err := m.layout.MakeScratch("catalog")
+	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	path := filepath.Join(dir, "sidus.db")
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	path := filepath.Join(folder.Path(), "sidus.db")
 	if err := m.catalog.CopyTo(ctx, path); err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (m *Manager) run(ctx context.Context, op operation) error {
 }
 
 // undo destroys what a failed operation has made. What cannot be destroyed
-// stays on record as an intent, for Repair.
+// stays on record as an intent, for Repair, or for who needs its place.
 func (m *Manager) undo(ctx context.Context, id int64, op operation) {
 	var errs []error
 	for _, snapshot := range op.snapshots {
@@ -113,6 +113,9 @@ func (m *Manager) undo(ctx context.Context, id int64, op operation) {
 	}
 	if err := errors.Join(errs...); err != nil {
 		m.log.WithError(err).Warnf("%s failed, and something is left over; `sidus check --repair` removes it", op.action)
+		if err := m.catalog.Update(ctx, func(tx *sql.Tx) error { return catalog.Abandon(tx, id) }); err != nil {
+			m.log.WithError(err).Warn("only when this process has ended")
+		}
 		return
 	}
 	m.endIntent(ctx, id)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"sidus/image/catalog"
 	"sidus/image/store"
@@ -33,17 +34,24 @@ type ReceiveOptions struct {
 // Receive takes a snapshot from another server under its own ID. A tree that
 // is not here yet is made, with the ID that it has there and a head that
 // starts from the snapshot; one that is here, known by that ID, gets a
-// snapshot more, and keeps its head. Until all of it is there, nothing of it
-// shows.
+// snapshot more, and keeps its head. One that the catalog names and the store
+// has lost comes back as what it was. Until all of it is there, nothing of it
+// shows. What a process that is dead has left under the ID is removed before.
 //
 // The error wraps store.ErrExists if the snapshot is here already, or if the
-// name is that of another tree; store.ErrNotFound if the base is missing.
+// name is that of another tree; store.ErrNotFound if the base is missing;
+// store.ErrInUse if another process is at work on it.
 func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapshot, err error) {
 	id := options.Snapshot.ID
 	if err := id.Validate(); err != nil {
 		return s, err
 	}
-	t, fresh, err := m.receivingTree(ctx, options)
+	place, err := m.clearPlace(ctx, id)
+	if err != nil {
+		return s, err
+	}
+	lost := place == placeLost
+	t, fresh, err := m.receivingTree(ctx, options, lost)
 	if err != nil {
 		return s, err
 	}
@@ -54,18 +62,30 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 		removes:   []store.VolumeID{scratch}, // if Take could not
 		removed:   "the volume that the import worked in",
 		snapshots: []store.SnapshotID{id},
-		check:     func(tx *sql.Tx) error { return checkReceived(tx, id, options.Replicated) },
+		check: func(tx *sql.Tx) error {
+			// A failure of this operation destroys what it names: nothing else
+			// may have it, and from now on nobody else can.
+			if err := refuseTaken(tx, id); err != nil {
+				return err
+			}
+			return checkReceived(tx, id, options.Replicated, lost)
+		},
 		// checkReceived looks at the role.
 		replicated: true,
 		work: func(ctx context.Context) error {
+			if place == placePartial || lost {
+				if err := m.destroyItem(ctx, store.Item{Kind: store.KindSnapshot, Snapshot: id}); err != nil {
+					return err
+				}
+			}
 			if err := options.Take(ctx, scratch); err != nil || !fresh {
 				return err
 			}
 			return m.store.Clone(ctx, id, t.Head)
 		},
 		commit: func(tx *sql.Tx) error {
-			// Another process may have been quicker.
-			if err := checkReceived(tx, id, options.Replicated); err != nil {
+			// The role may be another one now.
+			if err := checkReceived(tx, id, options.Replicated, lost); err != nil {
 				return err
 			}
 			if fresh {
@@ -73,7 +93,7 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 					return err
 				}
 			}
-			s, err = m.insertReceived(tx, t, options)
+			s, err = m.insertReceived(tx, t, options, lost)
 			return err
 		},
 	}
@@ -83,16 +103,19 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 	if options.Base != "" {
 		op.uses = []store.SnapshotID{options.Base}
 	}
-	// Whatever holds the ID must not be destroyed by a failure of this
-	// operation, which names it.
-	if err := m.refuseHeld(ctx, id); err != nil {
-		return s, err
-	}
 	return s, m.run(ctx, op)
 }
 
 // receivingTree finds or describes the tree that a snapshot is listed under.
-func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions) (t Tree, fresh bool, err error) {
+func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions, lost bool) (t Tree, fresh bool, err error) {
+	if lost {
+		s, err := m.SnapshotByID(ctx, options.Snapshot.ID)
+		if err != nil {
+			return t, false, err
+		}
+		t, err = m.treeByID(ctx, s.TreeID)
+		return t, false, err
+	}
 	name := options.Tree
 	if name == "" {
 		name = options.Snapshot.Tree
@@ -132,7 +155,9 @@ func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions) (t 
 	return t, fresh, err
 }
 
-func checkReceived(tx *sql.Tx, id store.SnapshotID, replicated bool) error {
+// checkReceived refuses a snapshot that the catalog names, unless it is known to
+// be lost.
+func checkReceived(tx *sql.Tx, id store.SnapshotID, replicated, lost bool) error {
 	if err := checkRole(tx, replicated); err != nil {
 		return err
 	}
@@ -140,43 +165,99 @@ func checkReceived(tx *sql.Tx, id store.SnapshotID, replicated bool) error {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil
-	case err == nil && old.Deleted.IsZero():
+	case err == nil && old.Deleted.IsZero() && !lost:
 		return fmt.Errorf("snapshot %s: %w, as %s", id, store.ErrExists, old.Ref())
 	}
 	return err
 }
 
-// refuseHeld returns an error if the store, or another process, has something
-// under the ID.
-func (m *Manager) refuseHeld(ctx context.Context, id store.SnapshotID) error {
-	known, err := m.knowledge(ctx)
+// refuseTaken refuses an ID that is on record as one that somebody makes or
+// destroys.
+func refuseTaken(tx *sql.Tx, id store.SnapshotID) error {
+	intents, err := catalog.Intents(tx)
 	if err != nil {
 		return err
 	}
-	if _, retired := known.retired[string(id)]; retired {
-		return fmt.Errorf("snapshot %s: %w: it was deleted and not destroyed yet; `sidus gc` does that", id, store.ErrExists)
-	}
-	if known.busy[string(id)] {
-		return fmt.Errorf("snapshot %s: %w: another process is at work on it", id, store.ErrInUse)
-	}
-	items, err := m.store.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, item := range items {
-		if item.Kind == store.KindSnapshot && item.Snapshot == id && known.named[string(id)] == "" {
-			return fmt.Errorf("snapshot %s: the store %w, but the catalog does not name it; see `sidus check`", id, store.ErrExists)
+	for _, i := range intents {
+		if slices.Contains(i.Snapshots, id) {
+			return fmt.Errorf("snapshot %s: %w: another process is at work on it (`%s` of %s, process %d); try again when it is done",
+				id, store.ErrInUse, i.Actor.Command, i.Actor.User, i.Process.PID)
 		}
 	}
-	if what := known.named[string(id)]; what != "" {
-		return fmt.Errorf("%s %w", what, store.ErrExists)
+	retired, err := queryRetired(tx)
+	if err != nil {
+		return err
+	}
+	for _, r := range retired {
+		if r.ID == string(id) {
+			return fmt.Errorf("snapshot %s: %w: it was deleted and is not destroyed yet: %s", id, store.ErrInUse, r.Reason)
+		}
 	}
 	return nil
 }
 
-// insertReceived makes a received snapshot visible.
-func (m *Manager) insertReceived(tx *sql.Tx, t Tree, options ReceiveOptions) (Snapshot, error) {
+// place is what there is under the ID of a snapshot that comes.
+type place int
+
+const (
+	placeFree    place = iota
+	placePartial       // something half-made, which nobody has announced
+	placeLost          // the catalog names it, and the store holds half of it or nothing
+)
+
+// clearPlace makes room for a snapshot that comes: it removes what dead
+// processes have left under its ID, and what was deleted and not destroyed yet.
+// The error wraps store.ErrExists if the snapshot is here, or something that
+// nobody knows.
+func (m *Manager) clearPlace(ctx context.Context, id store.SnapshotID) (place, error) {
+	known, err := m.knowledge(ctx)
+	if err != nil {
+		return placeFree, err
+	}
+	for _, i := range known.intents {
+		if slices.Contains(i.Snapshots, id) && !i.Process.Alive() {
+			if err := m.settle(ctx, i); err != nil {
+				return placeFree, fmt.Errorf("snapshot %s: what a cut %s has left: %w", id, i.Action, err)
+			}
+		}
+	}
+	if _, retired := known.retired[string(id)]; retired && !known.busy[string(id)] {
+		if _, _, err := m.collectRetired(ctx, []string{string(id)}, false); err != nil {
+			return placeFree, err
+		}
+	}
+	held, err := m.held(ctx)
+	if err != nil {
+		return placeFree, err
+	}
+	item, there := held[string(id)]
+	whole := there && !item.Partial
+	switch what := known.named[string(id)]; {
+	case what != "" && whole:
+		return placeFree, fmt.Errorf("%s %w", what, store.ErrExists)
+	case what != "":
+		return placeLost, nil
+	case known.knows(string(id)): // whether it still is, is looked at when the intent is written
+		return placeFree, nil
+	case whole:
+		return placeFree, fmt.Errorf("snapshot %s: the store %w, but the catalog does not name it; see `sidus check`", id, store.ErrExists)
+	case there:
+		return placePartial, nil
+	}
+	return placeFree, nil
+}
+
+// insertReceived makes a received snapshot visible. One that was lost is
+// already.
+func (m *Manager) insertReceived(tx *sql.Tx, t Tree, options ReceiveOptions, lost bool) (Snapshot, error) {
 	s := options.Snapshot
+	if lost {
+		old, err := snapshotByID(tx, s.ID)
+		if err != nil {
+			return s, err
+		}
+		return old, m.record(tx, "import", t.ID, "received %s, which was lost, from %s", old.Ref(), options.Source)
+	}
 	if checkSnapshotName(tx, t, s.Name) != nil {
 		m.log.Warnf("%s of %s has no name here: %s is taken, or no name", s.ID, t.Name, s.Name)
 		s.Name = ""

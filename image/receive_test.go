@@ -2,13 +2,17 @@ package image
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"sidus/image/catalog"
 	"sidus/image/store"
 )
 
@@ -160,4 +164,143 @@ func TestReceiveRefuses(t *testing.T) {
 		t.Error("a refused import has touched what was here")
 	}
 	b.sound()
+}
+
+// TestReceiveAtOnce lets several take one snapshot at the same time: one does,
+// and the others destroy nothing of it.
+func TestReceiveAtOnce(t *testing.T) {
+	b := newBench(t)
+	others := []*Manager{b.another("bob"), b.another("eve"), b.Manager}
+	for round := range 10 {
+		options := b.received(1, string(store.NewVolumeID()))
+		options.Tree = fmt.Sprintf("tree-%d", round)
+		errs := make([]error, len(others))
+		var all sync.WaitGroup
+		begin := make(chan struct{})
+		for i, m := range others {
+			all.Go(func() {
+				<-begin
+				_, errs[i] = m.Receive(t.Context(), options)
+			})
+		}
+		close(begin)
+		all.Wait()
+		took := 0
+		for _, err := range errs {
+			switch {
+			case err == nil:
+				took++
+			case !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrExists):
+				t.Errorf("round %d: %v", round, err)
+			}
+		}
+		if took != 1 {
+			t.Fatalf("round %d: %d have taken it: %v", round, took, errs)
+		}
+		if b.read(options.Snapshot.ID, "file") != "received" {
+			t.Errorf("round %d: its content is another", round)
+		}
+	}
+	b.sound()
+}
+
+// dead makes an intent of a process that is not there any more.
+func (b *bench) dead(i catalog.Intent) {
+	b.t.Helper()
+	b.must(b.catalog.Update(b.t.Context(), func(tx *sql.Tx) error {
+		id, err := catalog.Begin(tx, i)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(`UPDATE intent SET boot = 'another' WHERE id = ?`, id)
+		return err
+	}))
+}
+
+// TestReceiveAfterCrash: what a process has left that was cut while it received
+// the same snapshot is no hindrance.
+func TestReceiveAfterCrash(t *testing.T) {
+	for name, leave := range map[string]func(b *bench, id store.SnapshotID, scratch store.VolumeID){
+		"nothing": func(*bench, store.SnapshotID, store.VolumeID) {},
+		"a snapshot": func(b *bench, id store.SnapshotID, scratch store.VolumeID) {
+			b.must(b.take(id, "half")(b.t.Context(), scratch))
+		},
+		"half a snapshot": func(b *bench, id store.SnapshotID, scratch store.VolumeID) {
+			b.store.Inject(func(step string) error {
+				if step == "Snapshot: finish" {
+					panic("crash")
+				}
+				return nil
+			})
+			defer func() {
+				_ = recover()
+				b.store.Inject(nil)
+			}()
+			_ = b.take(id, "half")(b.t.Context(), scratch)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			options := b.received(1, string(store.NewVolumeID()))
+			scratch := store.NewVolumeID()
+			b.dead(catalog.Intent{Action: "import", Volumes: []store.VolumeID{scratch}, Snapshots: []store.SnapshotID{options.Snapshot.ID}})
+			leave(b, options.Snapshot.ID, scratch)
+			_, err := b.Receive(t.Context(), options)
+			b.must(err)
+			if b.read(options.Snapshot.ID, "file") != "received" {
+				t.Error("its content is another")
+			}
+			b.sound()
+		})
+	}
+}
+
+// TestReceiveAfterFailedUndo: what a failed operation could not destroy is left
+// to the next one, although the process lives.
+func TestReceiveAfterFailedUndo(t *testing.T) {
+	b := newBench(t)
+	options := b.received(1, string(store.NewVolumeID()))
+	broken := errors.New("broken on purpose")
+	b.store.FailOn("Clone", broken)
+	b.store.FailOn("DestroySnapshot", broken)
+	if _, err := b.Receive(t.Context(), options); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	b.store.FailOn("Clone", nil)
+	b.store.FailOn("DestroySnapshot", nil)
+	_, err := b.Receive(t.Context(), options)
+	b.must(err)
+	b.sound()
+}
+
+// TestReceiveWhatIsLost: a snapshot that the store has lost comes back as what
+// it was.
+func TestReceiveWhatIsLost(t *testing.T) {
+	b := newBench(t)
+	tree, list := b.tree("debian", 2)
+	lost := list[0]
+	b.must(b.store.DestroySnapshot(t.Context(), lost.ID))
+	options := ReceiveOptions{Snapshot: lost, Source: "a test", Take: b.take(lost.ID, "version 1")}
+	options.Snapshot.Number, options.Snapshot.Name = 77, ""
+	broken := errors.New("broken on purpose")
+	failing := options
+	failing.Take = func(context.Context, store.VolumeID) error { return broken }
+	if _, err := b.Receive(t.Context(), failing); !errors.Is(err, broken) {
+		t.Fatal(err)
+	}
+	if s, err := b.SnapshotByID(t.Context(), lost.ID); err != nil || s != lost {
+		t.Errorf("after a failure: %+v, %v", s, err)
+	}
+	back, err := b.Receive(t.Context(), options)
+	b.must(err)
+	if back != lost || b.read(lost.ID, "file") != "version 1" {
+		t.Errorf("what came back is %+v, it was %+v", back, lost)
+	}
+	if now, err := b.Tree(t.Context(), "debian"); err != nil || now != tree && now.Head != tree.Head {
+		t.Errorf("the tree is %+v, %v", now, err)
+	}
+	b.sound()
+	if _, err := b.Receive(t.Context(), options); !errors.Is(err, store.ErrExists) {
+		t.Errorf("again: %v", err)
+	}
 }

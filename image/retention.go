@@ -25,6 +25,7 @@ type RetentionInput struct {
 	Snapshots []Snapshot                            // all that are there, of all trees
 	Needs     map[store.SnapshotID][]Need           // who needs them
 	Parents   map[store.SnapshotID]store.SnapshotID // of all snapshots, deleted ones too
+	Lost      map[store.SnapshotID]bool             // the store has lost them: they stay, and are no reason for others to go
 	Eligible  func(Snapshot) bool                   // what may go at all; nil: everything
 }
 
@@ -40,9 +41,11 @@ type Verdict struct {
 func PlanRetention(in RetentionInput) []Verdict {
 	trees := map[string][]Snapshot{} // the newest first
 	for _, s := range in.Snapshots {
-		trees[s.TreeID] = append(trees[s.TreeID], s)
+		if !in.Lost[s.ID] {
+			trees[s.TreeID] = append(trees[s.TreeID], s)
+		}
 	}
-	rank := map[store.SnapshotID]int{}       // 1: the newest complete one of its tree, or a saved head with as many newer ones
+	rank := map[store.SnapshotID]int{}       // 1: the newest complete one of its tree, or a saved head that none is newer than
 	cache := map[store.SnapshotID]Snapshot{} // what a step is the cache of
 	for _, list := range trees {
 		slices.SortFunc(list, func(a, b Snapshot) int { return cmp.Compare(b.Number, a.Number) })
@@ -97,6 +100,9 @@ func savedHead(s Snapshot) bool { return !s.Complete && s.Phase == "" }
 
 // stays says why a snapshot stays: nothing if it goes.
 func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]Snapshot) (reasons []string) {
+	if in.Lost[s.ID] {
+		reasons = append(reasons, "the store has lost it; `sidus check` names the way out")
+	}
 	for _, need := range in.Needs[s.ID] {
 		reasons = append(reasons, need.Text)
 	}
@@ -112,6 +118,7 @@ func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]S
 		return reasons
 	}
 	switch {
+	case rank == 0: // it is lost
 	case savedHead(s) && rank <= max(1, in.Rules.Keep):
 		reasons = append(reasons, fmt.Sprintf("it is a saved head of %s, and fewer than %d complete snapshots are newer", s.Tree, max(1, in.Rules.Keep)))
 	case rank == 1:

@@ -138,14 +138,19 @@ func (m *Manager) Demote(ctx context.Context) (s Site, changed bool, err error) 
 	return s, changed, err
 }
 
-// Supersede notes that host is the primary of this site, in a later epoch.
+// Supersede notes that host is the primary of this site, in a later epoch: a
+// server that was told of an epoch never claims it for itself.
 func (m *Manager) Supersede(ctx context.Context, host string, epoch int64) error {
 	return m.catalog.Update(ctx, func(tx *sql.Tx) error {
 		s, err := querySite(tx)
-		if err != nil || s.Role != Primary || epoch <= s.Epoch {
+		if err != nil || s.Role == Replica || epoch <= s.Epoch {
 			return err
 		}
-		s.Role, s.Since, s.Host = Superseded, time.Now(), host
+		s.Epoch, s.Host = epoch, host
+		if s.Role == Superseded {
+			return putRole(tx, s)
+		}
+		s.Role, s.Since = Superseded, time.Now()
 		if err := putRole(tx, s); err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ type Target struct {
 	URL      string    `json:"url"`
 	Rate     int64     `json:"rate,omitempty"` // at most so many bytes per second; 0: no limit
 	Portable bool      `json:"portable,omitempty"`
+	Decrypt  bool      `json:"decrypt,omitempty"` // what is encrypted in the store may go there in the clear
 	Added    time.Time `json:"added"`
 	Tried    time.Time `json:"tried,omitzero"` // when the last run began
 	Done     time.Time `json:"done,omitzero"`  // when the last run that succeeded ended
@@ -40,7 +41,7 @@ type TargetLag struct {
 	Holds     int      `json:"snapshots_held,omitzero"` // snapshots that stay for its sake
 }
 
-const targetColumns = `name, url, rate, portable, added, tried, done, as_of, error, sent, held`
+const targetColumns = `name, url, rate, portable, decrypt, added, tried, done, as_of, error, sent, held`
 
 func queryTargets(tx *sql.Tx, where string, args ...any) (list []Target, err error) {
 	rows, err := tx.Query(`SELECT `+targetColumns+` FROM target `+where+` ORDER BY name`, args...)
@@ -52,7 +53,7 @@ func queryTargets(tx *sql.Tx, where string, args ...any) (list []Target, err err
 		var t Target
 		var added, tried, done, asOf int64
 		var held []byte
-		if err := rows.Scan(&t.Name, &t.URL, &t.Rate, &t.Portable, &added, &tried, &done, &asOf, &t.Error, &t.Sent, &held); err != nil {
+		if err := rows.Scan(&t.Name, &t.URL, &t.Rate, &t.Portable, &t.Decrypt, &added, &tried, &done, &asOf, &t.Error, &t.Sent, &held); err != nil {
 			return nil, err
 		}
 		t.Added, t.Tried, t.Done, t.AsOf = catalog.Time(added), catalog.Time(tried), catalog.Time(done), catalog.Time(asOf)
@@ -105,7 +106,7 @@ func (m *Manager) AddTarget(ctx context.Context, t Target) error {
 		} else if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		_, err := tx.Exec(`INSERT INTO target (name, url, rate, portable, added) VALUES (?, ?, ?, ?, ?)`, t.Name, t.URL, t.Rate, t.Portable, catalog.Millis(time.Now()))
+		_, err := tx.Exec(`INSERT INTO target (name, url, rate, portable, decrypt, added) VALUES (?, ?, ?, ?, ?, ?)`, t.Name, t.URL, t.Rate, t.Portable, t.Decrypt, catalog.Millis(time.Now()))
 		if err != nil {
 			return fmt.Errorf("target %s: %w", t.Name, err)
 		}

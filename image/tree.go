@@ -40,7 +40,7 @@ func (m *Manager) Branch(ctx context.Context, from store.SnapshotID, name string
 		uses:   []store.SnapshotID{from},
 		check:  func(tx *sql.Tx) error { return checkTreeName(tx, name) },
 		work: func(ctx context.Context) error {
-			if err := m.store.Clone(ctx, from, t.Head); err != nil {
+			if err := m.clone(ctx, from, t.Head); err != nil {
 				return err
 			}
 			return m.setProperties(ctx, t.Head, m.properties)
@@ -149,6 +149,9 @@ func (m *Manager) DeleteTree(ctx context.Context, tree string, wait bool) error 
 		if err := os.Remove(m.layout.headLock(t.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			m.log.WithError(err).Warn("an old lock file stays")
 		}
+		if err := m.layout.removeRecipe(t.ID); err != nil {
+			m.log.WithError(err).Warnf("the recipe of %s stays; `sidus check --repair` removes it", t.Name)
+		}
 		return nil
 	})
 }
@@ -181,8 +184,8 @@ type RollbackReport struct {
 
 // Rollback makes the head of a tree start again from a snapshot, of that tree
 // or of another one. Later snapshots stay, so that it can be undone; a head that
-// somebody may have written to is saved in a snapshot first. Nothing that
-// nodes boot is changed. The time it takes does not depend on the tree's size.
+// somebody may have written to is saved in a snapshot first, unless it is lost.
+// Nothing that nodes boot is changed. The time it takes does not depend on the tree's size.
 func (m *Manager) Rollback(ctx context.Context, tree string, to store.SnapshotID, wait bool) (report RollbackReport, err error) {
 	report.Tree = tree
 	err = m.withHead(ctx, tree, nil, wait, func(t Tree) error {
@@ -216,11 +219,17 @@ func (m *Manager) resetHead(ctx context.Context, t Tree, to store.SnapshotID, sa
 		uses:      []store.SnapshotID{to},
 		work: func(ctx context.Context) error {
 			for _, id := range kept {
-				if err := m.store.Snapshot(ctx, t.Head, id); err != nil {
+				err := m.store.Snapshot(ctx, t.Head, id)
+				if errors.Is(err, store.ErrNotFound) {
+					m.log.Warnf("the store has lost the head of %s: what it held and no snapshot holds is gone", t.Name)
+					kept = nil
+					break
+				}
+				if err != nil {
 					return err
 				}
 			}
-			if err := m.store.Clone(ctx, to, head); err != nil {
+			if err := m.clone(ctx, to, head); err != nil {
 				return err
 			}
 			return m.carryProperties(ctx, t.Head, head)

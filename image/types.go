@@ -33,6 +33,8 @@ type Snapshot struct {
 	Message  string           `json:"message,omitempty"`
 	Created  time.Time        `json:"created"`
 	Deleted  time.Time        `json:"deleted,omitzero"`
+	// Lost says that the store does not hold it. Only inventories look.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // Ref is the snapshot's short name: tree@number.

@@ -51,7 +51,7 @@ func (m *Manager) NewWorkspace(ctx context.Context, lock *HeadLock, from store.S
 	if from == "" {
 		err = m.store.CreateVolume(ctx, w.volume)
 	} else {
-		err = m.store.Clone(ctx, from, w.volume)
+		err = m.clone(ctx, from, w.volume)
 	}
 	if err == nil {
 		err = m.carryProperties(ctx, tree.Head, w.volume)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	gozfs "github.com/mistifyio/go-zfs/v3"
@@ -16,6 +18,18 @@ import (
 // within is backend.Within with the time limit of a command.
 func (o Options) within(ctx context.Context, what string, do func(ctx context.Context) error) error {
 	return backend.Within(ctx, o.Timeout, o.hangs(what), do)
+}
+
+// call is within for what this process itself asks the kernel: it cannot end before
+// that does. So it is not asked where it is known not to answer.
+func (s *Store) call(ctx context.Context, what string, do func() error) error {
+	pool, _, _ := cutPool(s.parent)
+	// See spa_stats.c; only since OpenZFS 0.8.
+	if state, err := os.ReadFile("/proc/spl/kstat/zfs/" + pool + "/state"); err == nil && strings.TrimSpace(string(state)) == "SUSPENDED" {
+		return fmt.Errorf("%s: %w: the pool %s is suspended: its disks do not answer (zpool status -x says which; when they are back: zpool clear %s)",
+			what, store.ErrUnavailable, pool, pool)
+	}
+	return s.opts.within(ctx, what, func(context.Context) error { return do() })
 }
 
 // hangs is the error of a program that says nothing for too long.

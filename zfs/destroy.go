@@ -93,11 +93,17 @@ func (s *Store) DestroySnapshot(ctx context.Context, id store.SnapshotID) error 
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	if refs := found["userrefs"].value; refs != "0" && refs != "-" {
-		if stay, err := s.releaseStale(ctx, d); err != nil {
+	if isHeld(found["userrefs"].value) {
+		holds, err := s.holdsOf(ctx, string(d))
+		if err != nil {
 			return err
-		} else if len(stay) > 0 {
-			s.opts.Log.WithField("snapshot", d).Warnf("the space of a destroyed snapshot is free when others release it: %s (zfs holds, zfs release)", strings.Join(stay, ", "))
+		}
+		stay, err := s.releaseStale(ctx, holds)
+		if err != nil {
+			return err
+		}
+		if len(stay) > 0 {
+			s.opts.Log.WithField("snapshot", d).Warnf("the space of a destroyed snapshot is free when others release it: %s", releases(stay))
 		}
 	}
 	if err := classify(d, d, s.opts.destroy(ctx, d)); err != nil {
@@ -160,19 +166,4 @@ func (s *Store) collectOne(ctx context.Context, fs dataset) (origin dataset, err
 	}
 	// Refused while there are snapshots: of others too.
 	return dataset(found["origin"].value), classify(fs, fs, s.opts.destroy(ctx, fs))
-}
-
-// Collect destroys what is retired and needed by nothing any more: what an
-// operation that was cut, or a snapshot that someone destroyed by hand, left.
-func (s *Store) Collect(ctx context.Context) error {
-	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "1", "-t", "filesystem", "-o", "name,"+propRetired, s.parent)
-	if err != nil {
-		return classify(s.opts.place(), dataset(s.parent), err)
-	}
-	for line := range strings.Lines(string(out)) {
-		if name, retired, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t"); ok && retired != "-" {
-			s.collect(ctx, dataset(name))
-		}
-	}
-	return ctx.Err()
 }

@@ -29,7 +29,8 @@
 //   - a snapshot with clones is destroyed with "zfs destroy -d": the kernel marks
 //     it and removes it with its last clone.
 //
-// What is retired is not shown, cannot be mounted, and its name is free. Nothing
+// What is retired is not shown, cannot be mounted, and its name is free. Remnants
+// tells what keeps it where no snapshot of the store does. Nothing
 // is ever promoted ("zfs promote" moves snapshots from one file system to
 // another).
 //

@@ -44,6 +44,7 @@ var words = []struct {
 	{"one or more devices is currently unavailable", store.ErrUnavailable},
 	{"key is not loaded", store.ErrUnavailable},
 	{"Key must be loaded", store.ErrUnavailable},
+	{"key must be loaded", store.ErrUnavailable},
 	{"encryption key not loaded", store.ErrUnavailable},
 	{"parent does not exist", store.ErrUnavailable},
 	{"I/O error", store.ErrUnavailable},
@@ -105,6 +106,9 @@ func classify(what any, about dataset, err error) error {
 		return fmt.Errorf("%v: %w: load it (modprobe zfs) or install it (on Debian: zfs-dkms, zfsutils-linux), or choose another backend: %w", what, class, err)
 	case strings.Contains(text, "currently suspended"):
 		return fmt.Errorf("%v: %w: the pool's disks do not answer (zpool status -x says which; when they are back: zpool clear POOL): %w", what, class, err)
+	case strings.Contains(text, "pool is read-only"), strings.Contains(text, "Read-only file system"):
+		pool, _, _ := cutPool(string(about))
+		return fmt.Errorf("%v: %w: the pool was imported read-only: what is there can be served; to change it: zpool export %s; zpool import %s: %w", what, class, pool, pool, err)
 	case strings.Contains(text, "parent does not exist"):
 		return fmt.Errorf("%v: %w: the store's dataset is gone (destroyed, or renamed by hand: zfs list): %w", what, class, err)
 	}

@@ -12,12 +12,14 @@ import (
 
 // holdPrefix begins the tags of the store's user holds ("zfs hold"). A random
 // name follows, which is that of a work lock: a hold whose lock nobody has is
-// what a killed process left, and is released.
+// what a killed process left. The next one to send, Collect, and the destruction
+// of the snapshot release it.
 const holdPrefix = "sidus:send-"
 
 // Hold is a user hold on a snapshot of the store.
 type Hold struct {
 	Snapshot store.SnapshotID
+	Dataset  string // the full name of the snapshot: there may be one that was destroyed under the same ID
 	Tag      string // "sidus:send-…", or that of another tool
 	Alive    bool   // a process is at work for which Sidus set it; false for the holds of other tools
 }
@@ -34,6 +36,7 @@ type holding struct {
 // shows them why ("zfs holds"). Where the pool takes no changes, nothing is
 // held, and nothing can be destroyed.
 func (s *Store) holdAll(ctx context.Context, snapshots []dataset) (*holding, error) {
+	s.sweepHolds(ctx)
 	name := "send-" + strings.ToLower(rand.Text()[:16])
 	lock, err := s.lockWork(name)
 	if err != nil {
@@ -68,7 +71,7 @@ func (h *holding) release() {
 		err = h.store.opts.run(context.Background(), "zfs", append([]string{"release", h.tag}, h.on...)...)
 	}
 	if err != nil {
-		h.store.opts.Log.WithError(err).WithField("tag", h.tag).Warn("a hold on a snapshot that was sent stays until the store is opened again (zfs holds, zfs release)")
+		h.store.opts.Log.WithError(err).WithField("tag", h.tag).Warn("a hold on a snapshot that was sent stays for now; `sidus check --repair` releases it")
 	}
 }
 
@@ -77,22 +80,44 @@ func (h *holding) release() {
 func (s *Store) Holds(ctx context.Context) ([]Hold, error) {
 	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "2", "-t", "snapshot", "-o", "name,userrefs", s.parent)
 	if err != nil {
-		return nil, classify(s.opts.place(), dataset(s.parent), err)
+		return nil, s.parentError(ctx, err)
 	}
-	args := []string{"holds", "-H"}
+	var held []string
 	for line := range strings.Lines(string(out)) {
 		name, refs, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
-		if ok && refs != "0" && refs != "-" {
-			args = append(args, name)
+		if ok && isHeld(refs) {
+			held = append(held, name)
 		}
 	}
-	if len(args) == 2 {
+	return s.holdsOf(ctx, held...)
+}
+
+// isHeld tells whether the property userrefs says that there are holds.
+func isHeld(userrefs string) bool { return userrefs != "0" && userrefs != "-" }
+
+// holdsOf lists the holds of snapshots; one that is gone meanwhile has none.
+func (s *Store) holdsOf(ctx context.Context, names ...string) (all []Hold, err error) {
+	if len(names) == 0 {
 		return nil, nil
 	}
-	if out, err = s.opts.output(ctx, "zfs", args...); err != nil {
-		return nil, classify(s.opts.place(), dataset(s.parent), err)
+	out, err := s.opts.output(ctx, "zfs", append([]string{"holds", "-H"}, names...)...)
+	if err == nil {
+		return s.parseHolds(string(out)), nil
 	}
-	return s.parseHolds(string(out)), nil
+	if len(names) == 1 {
+		if err = classify(names[0], dataset(names[0]), err); errors.Is(err, store.ErrNotFound) {
+			err = nil
+		}
+		return nil, err
+	}
+	for _, name := range names {
+		holds, err := s.holdsOf(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, holds...)
+	}
+	return all, nil
 }
 
 // parseHolds reads `zfs holds -H`: name, tag, time.
@@ -107,7 +132,7 @@ func (s *Store) parseHolds(text string) []Hold {
 		if !ok || store.SnapshotID(snap).Validate() != nil {
 			continue
 		}
-		all = append(all, Hold{Snapshot: store.SnapshotID(snap), Tag: f[1], Alive: s.holderLives(f[1])})
+		all = append(all, Hold{Snapshot: store.SnapshotID(snap), Dataset: f[0], Tag: f[1], Alive: s.holderLives(f[1])})
 	}
 	return all
 }
@@ -126,21 +151,38 @@ func (s *Store) holderLives(tag string) bool {
 	return false
 }
 
-// releaseStale releases the holds on a snapshot whose processes were killed,
-// and tells whether others stay.
-func (s *Store) releaseStale(ctx context.Context, d dataset) (stay []string, err error) {
-	out, err := s.opts.output(ctx, "zfs", "holds", "-H", string(d))
-	if err != nil {
-		return nil, classify(d, d, err)
-	}
-	for _, h := range s.parseHolds(string(out)) {
-		if !strings.HasPrefix(h.Tag, holdPrefix) || h.Alive {
-			stay = append(stay, h.Tag)
+// stale tells whether a process that was killed left it.
+func (h Hold) stale() bool { return strings.HasPrefix(h.Tag, holdPrefix) && !h.Alive }
+
+// releaseStale releases those holds that killed processes have left, and returns
+// the others. A pool that takes no changes keeps them.
+func (s *Store) releaseStale(ctx context.Context, holds []Hold) (stay []Hold, err error) {
+	for _, h := range holds {
+		if !h.stale() {
+			stay = append(stay, h)
 			continue
 		}
-		if err := s.opts.run(ctx, "zfs", "release", h.Tag, string(d)); err != nil {
-			return nil, fmt.Errorf("%v: the hold %s of a killed process: %w", d, h.Tag, err)
+		err := s.opts.step("release")
+		if err == nil {
+			err = s.opts.run(ctx, "zfs", "release", h.Tag, h.Dataset)
+		}
+		if said := said(err); err != nil && !strings.Contains(said, "no such tag") && !strings.Contains(said, "does not exist") {
+			return nil, fmt.Errorf("the hold %s, which a killed process left: %w", h.Tag, classify(h.Dataset, dataset(h.Dataset), err))
 		}
 	}
 	return stay, nil
+}
+
+// sweepHolds releases what senders that were killed have left, once for each
+// Store. A failure is no reason not to send.
+func (s *Store) sweepHolds(ctx context.Context) {
+	s.swept.Do(func() {
+		holds, err := s.Holds(ctx)
+		if err == nil {
+			_, err = s.releaseStale(ctx, holds)
+		}
+		if err != nil {
+			s.opts.Log.WithError(err).Debug("the holds of senders that were killed stay")
+		}
+	})
 }

@@ -9,12 +9,12 @@ import (
 )
 
 // keptFolder mounts the file system of kept files, until Close.
-func (s *Store) keptFolder() (string, error) {
+func (s *Store) keptFolder(ctx context.Context) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kept == nil {
 		held, err := s.points.Hold(keptName, func(folder string) error {
-			return s.mountAt(dataset(s.parent+"/"+keptName), folder, 0)
+			return s.mountAt(ctx, dataset(s.parent+"/"+keptName), folder, 0)
 		})
 		if err != nil {
 			return "", err
@@ -32,22 +32,22 @@ func (s *Store) Keep(ctx context.Context, name string, r io.Reader) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	folder, err := s.keptFolder()
+	folder, err := s.keptFolder(ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.opts.step("keep"); err != nil {
 		return err
 	}
-	return keptfiles.Keep(folder, name, r)
+	return s.call(ctx, "keep "+name, func() error { return keptfiles.Keep(folder, name, r) })
 }
 
 // Kept implements store.Keeper.
-func (s *Store) Kept(_ context.Context, name string) (io.ReadCloser, error) {
+func (s *Store) Kept(ctx context.Context, name string) (io.ReadCloser, error) {
 	if err := store.ValidateKeptName(name); err != nil {
 		return nil, err
 	}
-	folder, err := s.keptFolder()
+	folder, err := s.keptFolder(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -33,17 +33,20 @@ func (m *mount) Unmount(context.Context) error {
 		m.store.mu.Unlock()
 		err = m.held.Release()
 	})
+	if errors.Is(err, store.ErrUnavailable) {
+		err = fmt.Errorf("%w (zpool status -x; zpool clear when the pool's disks are back)", err)
+	}
 	return err
 }
 
 // hold mounts what find returns at a point, or shares the mount that is there.
-func (s *Store) hold(point string, find func() (dataset, error), flags uintptr) (store.Mount, error) {
+func (s *Store) hold(ctx context.Context, point string, find func() (dataset, error), flags uintptr) (store.Mount, error) {
 	held, err := s.points.Hold(point, func(folder string) error {
 		d, err := find()
 		if err != nil {
 			return err
 		}
-		return s.mountAt(d, folder, flags)
+		return s.mountAt(ctx, d, folder, flags)
 	})
 	if err != nil {
 		return nil, err
@@ -55,9 +58,13 @@ func (s *Store) hold(point string, find func() (dataset, error), flags uintptr) 
 }
 
 // mountAt is mount(2). The program mount.zfs would add options that the
-// dataset's properties say already.
-func (s *Store) mountAt(d dataset, folder string, flags uintptr) error {
-	err := unix.Mount(string(d), folder, "zfs", unix.MS_NOATIME|flags, "")
+// dataset's properties say already. A mount that hangs is given up: if it comes
+// to an end after all, its folder is gone, or the next one to hold it finds it
+// mounted.
+func (s *Store) mountAt(ctx context.Context, d dataset, folder string, flags uintptr) error {
+	err := s.call(ctx, fmt.Sprintf("%v: mount", d), func() error {
+		return unix.Mount(string(d), folder, "zfs", unix.MS_NOATIME|flags, "")
+	})
 	switch {
 	case err == nil:
 		return nil
@@ -67,8 +74,13 @@ func (s *Store) mountAt(d dataset, folder string, flags uintptr) error {
 		return fmt.Errorf("%v: %w: its key is not loaded (zfs load-key -r %s): %w", d, store.ErrUnavailable, s.parent, err)
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%v: %w: load it (modprobe zfs)", d, ErrNoKernelSupport)
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS):
+	case errors.Is(err, unix.EIO):
+		return fmt.Errorf("%v: mount: %w: is the pool suspended? (zpool status -x; zpool clear when its disks are back): %w", d, store.ErrUnavailable, err)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EROFS):
 		return fmt.Errorf("%v: mount: %w: %w", d, store.ErrUnavailable, err)
+	}
+	if errors.Is(err, store.ErrUnavailable) {
+		return err
 	}
 	return fmt.Errorf("%v: mount: %w", d, err)
 }
@@ -79,7 +91,7 @@ func (s *Store) MountVolume(ctx context.Context, v store.VolumeID) (store.Mount,
 	if err != nil {
 		return nil, err
 	}
-	return s.hold(pointOfVolume(v), func() (dataset, error) {
+	return s.hold(ctx, pointOfVolume(v), func() (dataset, error) {
 		_, err := s.own(ctx, v, d, "")
 		return d, err
 	}, 0)
@@ -90,7 +102,7 @@ func (s *Store) MountSnapshot(ctx context.Context, id store.SnapshotID) (store.M
 	if err := id.Validate(); err != nil {
 		return nil, err
 	}
-	return s.hold(pointOfSnapshot(id), func() (dataset, error) {
+	return s.hold(ctx, pointOfSnapshot(id), func() (dataset, error) {
 		d, _, err := s.find(ctx, id)
 		return d, err
 	}, unix.MS_RDONLY)

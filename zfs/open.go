@@ -12,8 +12,8 @@ import (
 	"sidus/image/store/mountpoint"
 )
 
-// Store is a store in ZFS. It implements store.Store, store.Keeper and
-// store.Waiter.
+// Store is a store in ZFS. Beside store.Store it implements what package store
+// has for stores that can do more, but for store.Resizer.
 type Store struct {
 	opts   Options
 	parent string // the parent dataset
@@ -24,12 +24,16 @@ type Store struct {
 	known  map[store.SnapshotID]dataset // where snapshots were seen last
 	kept   *mountpoint.Held             // the mount of kept, once it was needed
 	mounts int                          // mounts that were not given back
+
+	swept sync.Once // see sweepHolds
 }
 
 var (
-	_ store.Store  = (*Store)(nil)
-	_ store.Keeper = (*Store)(nil)
-	_ store.Waiter = (*Store)(nil)
+	_ store.Store     = (*Store)(nil)
+	_ store.Keeper    = (*Store)(nil)
+	_ store.Waiter    = (*Store)(nil)
+	_ store.Collector = (*Store)(nil)
+	_ store.Encrypter = (*Store)(nil)
 )
 
 // Properties of the parent, which all beneath inherits.
@@ -105,6 +109,7 @@ func (o Options) open(ctx context.Context, init bool) (*Store, error) {
 	if s.points, err = mountpoint.New(s.runDir, nil); err != nil {
 		return nil, err
 	}
+	s.points.Limit = o.Timeout
 	if err := s.points.Sweep(); err != nil {
 		o.Log.WithError(err).Warn("what a killed process left mounted stays mounted")
 	}

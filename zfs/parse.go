@@ -45,7 +45,8 @@ const listColumns = "name,creation,defer_destroy," + propVolume + "," + propReti
 // listed is a line of `zfs list`.
 type listed struct {
 	item    store.Item
-	renamed string // the name it should have, if someone gave it another
+	name    string // of the dataset
+	renamed string // what someone has renamed it to; then name is the one that it should have
 }
 
 // parseList reads `zfs list -Hp -o listColumns` of all beneath the parent and
@@ -72,17 +73,25 @@ func parseList(parent string, text []byte) ([]listed, error) {
 		switch {
 		case receiving:
 			if id := store.SnapshotID(received); snap == "" && id.Validate() == nil {
-				all = append(all, listed{item: store.Item{Kind: store.KindSnapshot, Snapshot: id, Created: made, Partial: true}})
+				all = append(all, listed{item: store.Item{Kind: store.KindSnapshot, Snapshot: id, Created: made, Partial: true}, name: name})
 			}
 		case snap != "":
-			if snap == snapshot && deferred != "on" && store.SnapshotID(snap).Validate() == nil {
-				all = append(all, listed{item: store.Item{Kind: store.KindSnapshot, Snapshot: store.SnapshotID(snap), Created: made}})
+			id := store.SnapshotID(snapshot)
+			if deferred == "on" || id.Validate() != nil {
+				break
 			}
+			l := listed{item: store.Item{Kind: store.KindSnapshot, Snapshot: id, Created: made}, name: name}
+			if snap != snapshot {
+				l.name, l.renamed = parent+"/"+fs+"@"+snapshot, name
+			}
+			all = append(all, l)
 		case retired != "-" || store.VolumeID(volume).Validate() != nil:
-		case fs != volume:
-			all = append(all, listed{item: store.Item{Kind: store.KindVolume, Volume: store.VolumeID(volume), Created: made}, renamed: name})
 		default:
-			all = append(all, listed{item: store.Item{Kind: store.KindVolume, Volume: store.VolumeID(fs), Created: made}})
+			l := listed{item: store.Item{Kind: store.KindVolume, Volume: store.VolumeID(volume), Created: made}, name: name}
+			if fs != volume {
+				l.name, l.renamed = parent+"/"+volume, name
+			}
+			all = append(all, l)
 		}
 	}
 	return all, nil

@@ -3,6 +3,8 @@ package zfs
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,6 +36,7 @@ func TestParseList(t *testing.T) {
 		"tank/x/" + v + "@" + s + "\t103\toff\t" + v + "\t-\t" + s,
 		"tank/x/" + v + "@" + foreign + "\t103\toff\t" + v + "\t-\t-", // has no property
 		"tank/x/" + v + "@daily\t104\toff\t" + v + "\t-\t-",
+		"tank/x/" + v + "@mine\t104\toff\t" + v + "\t-\t" + foreign[:31] + "9",                 // was renamed
 		"tank/x/" + v + "@" + foreign[:31] + "d\t104\ton\t" + v + "\t-\t" + foreign[:31] + "d", // waits for its clones
 		"tank/x/" + foreign + "\t105\t-\t-\t-\t-",
 		"tank/x/" + foreign[:31] + "e\t106\t-\t" + foreign[:31] + "e\ton\t-",
@@ -58,12 +61,67 @@ func TestParseList(t *testing.T) {
 			t.Errorf("%+v", l)
 		}
 	}
-	want := "volume " + v + " \nsnapshot " + s + " \nvolume " + foreign[:31] + "f tank/x/moved\nsnapshot " + foreign + " partial"
+	want := "volume " + v + " \nsnapshot " + s + " \nsnapshot " + foreign[:31] + "9 tank/x/" + v + "@mine\nvolume " + foreign[:31] + "f tank/x/moved\nsnapshot " + foreign + " partial"
 	if strings.Join(got, "\n") != want {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
 	}
 	for _, bad := range []string{"a\tb\n", "tank/x/" + v + "\tsoon\t-\t" + v + "\t-\t-\n"} {
 		if _, err := parseList("tank/x", []byte(bad)); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
+// TestParseLeft: of what was destroyed it is told what keeps it.
+func TestParseLeft(t *testing.T) {
+	id := func(c string) string { return strings.Repeat(c, 32) }
+	const x = "tank/x/"
+	line := func(name, deferred, refs, clones, retired, snapshot string) string {
+		return strings.Join([]string{name, "7", deferred, refs, clones, retired, snapshot}, "\t") + "\n"
+	}
+	text := line("tank/x", "-", "-", "-", "-", "-") + line(x+"kept", "-", "-", "-", "-", "-") +
+		// A head with a snapshot, one that was destroyed and is needed, and one of another tool.
+		line(x+id("a"), "-", "-", "-", "-", "-") + line(x+id("a")+"@"+id("1"), "off", "0", "", "-", id("1")) +
+		line(x+id("a")+"@"+id("2"), "on", "0", x+id("b")+","+x+id("c"), "-", id("2")) + line(x+id("a")+"@daily", "off", "0", "", "-", "-") +
+		// Retired, and its snapshot still counts; one that somebody has renamed does, too.
+		line(x+id("b"), "-", "-", "-", "on", "-") + line(x+id("b")+"@"+id("3"), "off", "0", "-", "on", id("3")) +
+		line(x+id("c"), "-", "-", "-", "on", "-") + line(x+id("c")+"@mine", "off", "0", "-", "on", id("4")) +
+		// Remnants: nothing is left, another tool keeps it, a clone does, a dead sender seems to, somebody holds it, somebody made a child.
+		line(x+id("d"), "-", "-", "-", "on", "-") +
+		line(x+id("e"), "-", "-", "-", "on", "-") + line(x+id("e")+"@daily", "off", "0", "", "on", "-") +
+		line(x+id("f"), "-", "-", "-", "on", "-") + line(x+id("f")+"@"+id("5"), "on", "0", x+id("b"), "on", id("5")) +
+		line(x+id("0"), "-", "-", "-", "on", "-") + line(x+id("0")+"@"+id("6"), "on", "1", "", "on", id("6")) +
+		line(x+id("9"), "-", "-", "-", "on", "-") + line(x+id("9")+"@"+id("7"), "on", "1", "", "on", id("7")) +
+		line(x+id("8"), "-", "-", "-", "on", "-") + line(x+id("8")+"/child", "-", "-", "-", "on", "-") +
+		line(x+"receiving-"+id("f"), "-", "-", "-", "on", "-") + line(x+"receiving-"+id("f")+"@"+id("f"), "off", "0", "", "on", id("f"))
+	l, held, err := parseLeft("tank/x", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{x + id("0") + "@" + id("6"), x + id("9") + "@" + id("7")}; !slices.Equal(held, want) {
+		t.Errorf("held are %v", held)
+	}
+	l.holds = []Hold{{Dataset: held[0], Tag: holdPrefix + "dead"}, {Dataset: held[1], Tag: "backup"}}
+	var got []string
+	for _, r := range l.remnants() {
+		got = append(got, strings.NewReplacer(id("a"), "A", id("b"), "B", id("c"), "C", id("d"), "D", id("e"), "E", id("f"), "F", id("0"), "O", id("9"), "N",
+			id("8"), "M", id("2"), "2", id("5"), "5", id("6"), "6", id("7"), "7").Replace(fmt.Sprintf("%s %d: %s", r.What, r.Bytes, r.Reason)))
+	}
+	want := []string{
+		"the hold sidus:send-dead on the snapshot tank/x/O@6, which a sender left that was killed 0: ",
+		"the destroyed snapshot tank/x/A@2 7: what was cloned from it needs tank/x/A@2: tank/x/B, tank/x/C",
+		"the destroyed volume tank/x/D 7: ",
+		"the destroyed volume tank/x/E 7: others made the snapshot tank/x/E@daily (zfs destroy tank/x/E@daily)",
+		"the destroyed volume tank/x/F 7: what was cloned from it needs tank/x/F@5: tank/x/B",
+		"the destroyed volume tank/x/O 7: ",
+		"the destroyed volume tank/x/N 7: others hold tank/x/N@7 (zfs release backup tank/x/N@7)",
+		"the destroyed volume tank/x/M 7: others made tank/x/M/child in it",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, bad := range []string{"a\tb\n", line(x+id("a"), "-", "-", "-", "-", "-") + "tank/x\tmuch\t-\t-\t-\t-\t-\n"} {
+		if _, _, err := parseLeft("tank/x", []byte(bad)); err == nil {
 			t.Errorf("%q is taken", bad)
 		}
 	}

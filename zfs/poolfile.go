@@ -124,8 +124,11 @@ func (o Options) importPool(ctx context.Context) (string, error) {
 	}
 	defer file.Close()
 	// Of several processes one imports it.
-	if err := backend.Flock(file, unix.LOCK_EX); err != nil {
-		return "", &os.PathError{Op: "flock", Path: o.File, Err: err}
+	err = o.within(ctx, o.File+": wait for the process that imports the pool", func(ctx context.Context) error {
+		return backend.FlockWhenFree(ctx, file, unix.LOCK_EX)
+	})
+	if err != nil {
+		return "", err
 	}
 	imported, err := o.imported(ctx)
 	if err != nil {

@@ -148,7 +148,7 @@ func (s *Store) leftOf(ctx context.Context, snap store.SnapshotID, partial datas
 	if err != nil {
 		return false, s.parentError(ctx, err)
 	}
-	if s.learn(names, snap) != "" {
+	if len(s.learn(names, snap)) > 0 {
 		if _, _, err := s.find(ctx, snap); err == nil {
 			return false, store.ErrExists
 		} else if !errors.Is(err, store.ErrNotFound) {

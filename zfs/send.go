@@ -61,7 +61,7 @@ func (s *Store) send(ctx context.Context, snap, base store.SnapshotID, compresse
 			return nil, err
 		}
 		names = append(names, d)
-		encrypted = found["encryption"].value != "off" && found["encryption"].value != "-"
+		encrypted = isEncrypted(found)
 	}
 	if r.hold, err = s.holdAll(ctx, names); err != nil {
 		return nil, err
@@ -77,6 +77,20 @@ func (s *Store) send(ctx context.Context, snap, base store.SnapshotID, compresse
 		args = append(args, "-i", string(names[0]))
 	}
 	return r, r.start(ctx, append(args, string(names[len(names)-1])))
+}
+
+// Encrypted implements store.Encrypter.
+func (s *Store) Encrypted(ctx context.Context, id store.SnapshotID) (bool, error) {
+	if err := id.Validate(); err != nil {
+		return false, err
+	}
+	_, found, err := s.find(ctx, id)
+	return isEncrypted(found), err
+}
+
+func isEncrypted(found map[string]property) bool {
+	kind := found["encryption"].value
+	return kind != "" && kind != "off" && kind != "-"
 }
 
 // use finds a snapshot and keeps Destroy away from it until r is closed. It is

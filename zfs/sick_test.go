@@ -92,27 +92,45 @@ func TestSuspended(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := filled(t, s)
+	v, w := filled(t, s), filled(t, s)
 	id := taken(t, s, v)
+	dirty, err := s.MountVolume(ctx, w)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	change("error")
-	for _, call := range []struct {
+	// It shows when this is to be written back.
+	if err := os.WriteFile(filepath.Join(dirty.Path(), "dirty"), []byte(strings.Repeat("d", 1<<20)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	type call struct {
 		name string
 		do   func() error
-	}{
-		{"Snapshot", func() error { return s.Snapshot(ctx, v, store.NewSnapshotID()) }},
-		{"CreateVolume", func() error { return s.CreateVolume(ctx, store.NewVolumeID()) }},
-		{"Open", func() error { _, err := Open(ctx, o); return err }},
-	} {
-		begin := time.Now()
-		err := call.do()
-		if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "zpool") {
-			t.Errorf("%s in a pool that is suspended: %v", call.name, err)
-		}
-		if took := time.Since(begin); took > 45*time.Second {
-			t.Errorf("%s took %v", call.name, took)
+	}
+	keep := call{"Keep", func() error { return s.Keep(ctx, "catalog", strings.NewReader("kept")) }}
+	try := func(calls ...call) {
+		t.Helper()
+		for _, call := range calls {
+			begin := time.Now()
+			err := call.do()
+			if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "zpool") {
+				t.Errorf("%s in a pool that does not answer: %v", call.name, err)
+			}
+			if took := time.Since(begin); took > 45*time.Second {
+				t.Errorf("%s took %v", call.name, took)
+			}
 		}
 	}
+	try(
+		call{"Snapshot of what is mounted", func() error { return s.Snapshot(ctx, w, store.NewSnapshotID()) }},
+		call{"Snapshot", func() error { return s.Snapshot(ctx, v, store.NewSnapshotID()) }},
+		call{"MountVolume", func() error { _, err := s.MountVolume(ctx, v); return err }},
+		keep,
+		call{"Unmount", func() error { return dirty.Unmount(ctx) }},
+		call{"CreateVolume", func() error { return s.CreateVolume(ctx, store.NewVolumeID()) }},
+		call{"Open", func() error { _, err := Open(ctx, o); return err }},
+	)
 	change("linear " + loop + " 0")
 	must(t, "zpool", "clear", name)
 	if err := s.Snapshot(ctx, v, store.NewSnapshotID()); err != nil {
@@ -120,5 +138,15 @@ func TestSuspended(t *testing.T) {
 	}
 	if text, err := content(t, s, id, "file"); len(text) != 1<<20 || err != nil {
 		t.Errorf("when the disk is back: %d bytes, %v", len(text), err)
+	}
+	if err := keep.do(); err != nil {
+		t.Errorf("when the disk is back: %v", err)
+	}
+	// One that is slow without end has no such state.
+	must(t, "dmsetup", "suspend", "--noflush", "--nolockfs", name)
+	try(keep)
+	must(t, "dmsetup", "resume", "--noudevsync", name)
+	if err := keep.do(); err != nil {
+		t.Errorf("when the disk goes on: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"sidus/image/store"
 	"sidus/image/store/backend"
@@ -62,15 +63,39 @@ func (s *Store) refuseFull(ctx context.Context, d dataset) error {
 	return nil
 }
 
-// Wait implements store.Waiter. ZFS frees in the background; what is retired
-// and needed by nothing any more goes first.
+// freeingPoll is how often the space that is still being freed is looked at.
+const freeingPoll = 500 * time.Millisecond
+
+// Wait implements store.Waiter: ZFS frees in the background. However much there
+// is to free, only where it gets no less for Options.Timeout something is wrong.
 func (s *Store) Wait(ctx context.Context) error {
-	if err := s.Collect(ctx); err != nil {
-		return err
-	}
 	pool, _, _ := cutPool(s.parent)
 	if err := s.opts.run(ctx, "zpool", "sync", pool); err != nil {
 		return classify(s.opts.place(), dataset(pool), err)
 	}
-	return classify(s.opts.place(), dataset(pool), s.opts.run(ctx, "zpool", "wait", "-t", "free", pool))
+	last, since := int64(-1), time.Now()
+	for {
+		out, err := s.opts.output(ctx, "zpool", "get", "-Hp", "-o", "value", "freeing", pool)
+		if err != nil {
+			return classify(s.opts.place(), dataset(pool), err)
+		}
+		text := strings.TrimSpace(string(out))
+		if text == "0" || text == "-" { // "-": a pool that frees at once
+			return nil
+		}
+		left, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%s: %w what it frees: %w", pool, errNoSuchProperty, err)
+		}
+		if last < 0 || left < last {
+			last, since = left, time.Now()
+		} else if time.Since(since) > s.opts.Timeout {
+			return s.opts.hangs(pool + ": freeing")
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(freeingPoll):
+		}
+	}
 }

@@ -102,19 +102,24 @@ func (s *Store) parentError(ctx context.Context, err error) error {
 
 // renamed adds to an ErrNotFound that someone gave a volume another name.
 func (s *Store) renamed(ctx context.Context, v store.VolumeID, missing error) error {
-	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "1", "-t", "filesystem", "-o", listColumns, s.parent)
-	if err = s.parentError(ctx, err); errors.Is(err, store.ErrUnavailable) {
+	return s.renamedItem(ctx, missing, func(i store.Item) bool { return i.Kind == store.KindVolume && i.Volume == v })
+}
+
+// renamedSnapshot does the same for a snapshot.
+func (s *Store) renamedSnapshot(ctx context.Context, id store.SnapshotID, missing error) error {
+	return s.renamedItem(ctx, missing, func(i store.Item) bool { return i.Kind == store.KindSnapshot && i.Snapshot == id })
+}
+
+func (s *Store) renamedItem(ctx context.Context, missing error, is func(store.Item) bool) error {
+	all, err := s.list(ctx)
+	if errors.Is(err, store.ErrUnavailable) {
 		return err
 	} else if err != nil {
 		return missing
 	}
-	all, err := parseList(s.parent, out)
-	if err != nil {
-		return missing
-	}
 	for _, l := range all {
-		if l.renamed != "" && l.item.Volume == v {
-			return fmt.Errorf("%w: it was renamed by hand: zfs rename %s %s/%s", missing, l.renamed, s.parent, v)
+		if l.renamed != "" && is(l.item) {
+			return fmt.Errorf("%w: it was renamed by hand: zfs rename %s %s", missing, l.renamed, l.name)
 		}
 	}
 	return missing
@@ -126,37 +131,56 @@ const snapshotProperties = "guid,defer_destroy,userrefs,encryption," + propSnaps
 // find returns where a snapshot is, and its snapshotProperties. ErrNotFound if it is nowhere, was
 // destroyed, or is not the store's.
 func (s *Store) find(ctx context.Context, id store.SnapshotID) (dataset, map[string]property, error) {
-	missing := fmt.Errorf("snapshot %s: %w", id, store.ErrNotFound)
 	s.mu.Lock()
 	d, known := s.known[id]
 	s.mu.Unlock()
-	for attempt := 0; attempt < 2; attempt++ {
-		if !known {
-			names, err := s.opts.names(ctx, dataset(s.parent), "2", "snapshot")
-			if err != nil {
-				return "", nil, s.parentError(ctx, err)
-			}
-			if d = s.learn(names, id); d == "" {
-				return "", nil, missing
-			}
+	if known {
+		found, err := s.look(ctx, d, id)
+		if !errors.Is(err, store.ErrNotFound) {
+			return d, found, err
 		}
-		found, err := s.opts.properties(ctx, d, snapshotProperties)
-		if err = classify(d, d, err); errors.Is(err, store.ErrNotFound) {
-			known = false
-			continue // destroyed, or moved with its file system
-		} else if err != nil {
-			return "", nil, err
-		}
-		if found["defer_destroy"].value == "on" || found[propSnapshot].own() != string(id) {
-			s.forget(id)
-			return "", nil, missing
-		}
-		s.mu.Lock()
-		s.known[id] = d
-		s.mu.Unlock()
-		return d, found, nil
+		s.forget(id)
 	}
-	return "", nil, missing
+	// One that is looked at may just have moved with its file system.
+	for range 2 {
+		names, err := s.opts.names(ctx, dataset(s.parent), "2", "snapshot")
+		if err != nil {
+			return "", nil, s.parentError(ctx, err)
+		}
+		moved := false
+		for _, d := range s.learn(names, id) {
+			found, err := s.look(ctx, d, id)
+			if err == nil {
+				s.mu.Lock()
+				s.known[id] = d
+				s.mu.Unlock()
+				return d, found, nil
+			} else if !errors.Is(err, store.ErrNotFound) {
+				return "", nil, err
+			}
+			moved = moved || !errors.Is(err, errDestroyed)
+		}
+		s.forget(id)
+		if !moved {
+			break
+		}
+	}
+	return "", nil, s.renamedSnapshot(ctx, id, fmt.Errorf("snapshot %s: %w", id, store.ErrNotFound))
+}
+
+// errDestroyed is the ErrNotFound of a snapshot that is there and counts no more.
+var errDestroyed = fmt.Errorf("%w: it was destroyed, or others made it", store.ErrNotFound)
+
+// look returns the snapshotProperties of what may be a snapshot of the store.
+func (s *Store) look(ctx context.Context, d dataset, id store.SnapshotID) (map[string]property, error) {
+	found, err := s.opts.properties(ctx, d, snapshotProperties)
+	if err != nil {
+		return nil, classify(d, d, err)
+	}
+	if found["defer_destroy"].value == "on" || found[propSnapshot].own() != string(id) {
+		return nil, fmt.Errorf("%v: %w", d, errDestroyed)
+	}
+	return found, nil
 }
 
 func (s *Store) forget(id store.SnapshotID) {
@@ -166,20 +190,27 @@ func (s *Store) forget(id store.SnapshotID) {
 }
 
 // learn remembers where snapshots are, from a list of names, and returns where
-// the one asked for is. What it remembers is a place to look first: find reads
-// the properties that tell whether it is the store's.
-func (s *Store) learn(names []string, id store.SnapshotID) dataset {
+// the one asked for may be: one that came again has the name of the one that
+// was destroyed and that clones still need. What it remembers is a place to
+// look first: find reads the properties that tell whether it is the store's.
+func (s *Store) learn(names []string, id store.SnapshotID) (places []dataset) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.known)
 	for _, name := range names {
 		fs, snap, ok := splitName(s.parent, name)
 		found := store.SnapshotID(snap)
-		if ok && found.Validate() == nil && s.known[found] == "" && !strings.HasPrefix(fs, receivingPrefix) {
+		if !ok || found.Validate() != nil || strings.HasPrefix(fs, receivingPrefix) {
+			continue
+		}
+		if found == id {
+			places = append(places, dataset(name))
+		}
+		if s.known[found] == "" {
 			s.known[found] = dataset(name)
 		}
 	}
-	return s.known[id]
+	return places
 }
 
 // Snapshot implements store.Store. It is not refused where the store is nearly
@@ -214,7 +245,7 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := s.refuseNested(v); err != nil {
 		return err
 	}
-	if err := s.flush(v); err != nil {
+	if err := s.flush(ctx, v); err != nil {
 		return err
 	}
 	undo := backend.Undo{Log: s.opts.Log}
@@ -237,19 +268,21 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 
 // flush writes what the kernel still holds of a mounted volume: pages that were
 // written through a mapping are unknown to ZFS until then.
-func (s *Store) flush(v store.VolumeID) error {
+func (s *Store) flush(ctx context.Context, v store.VolumeID) error {
 	point := s.points.Path(pointOfVolume(v))
-	dir, err := os.Open(point)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // not mounted: all was written when it was unmounted
-	} else if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return &os.PathError{Op: "syncfs", Path: point, Err: err}
-	}
-	return nil
+	return s.call(ctx, fmt.Sprintf("volume %s: syncfs", v), func() error {
+		dir, err := os.Open(point)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // not mounted: all was written when it was unmounted
+		} else if err != nil {
+			return err
+		}
+		defer dir.Close()
+		if err := unix.Syncfs(int(dir.Fd())); err != nil {
+			return &os.PathError{Op: "syncfs", Path: point, Err: err}
+		}
+		return nil
+	})
 }
 
 // refuseNested returns ErrNestedVolume if something is mounted inside a volume.
@@ -296,21 +329,26 @@ func (s *Store) Clone(ctx context.Context, id store.SnapshotID, v store.VolumeID
 
 // List implements store.Store.
 func (s *Store) List(ctx context.Context) ([]store.Item, error) {
-	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,snapshot", "-o", listColumns, s.parent)
-	if err != nil {
-		return nil, s.parentError(ctx, err)
-	}
-	all, err := parseList(s.parent, out)
+	all, err := s.list(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var items []store.Item
 	for _, l := range all {
 		if l.renamed != "" {
-			s.opts.Log.WithField("dataset", l.renamed).Warnf("a volume of the store was renamed by hand: zfs rename %s %s/%s", l.renamed, s.parent, l.item.Volume)
+			s.opts.Log.WithField("dataset", l.renamed).Warnf("a %s of the store was renamed by hand: zfs rename %s %s", l.item.Kind, l.renamed, l.name)
 			continue
 		}
 		items = append(items, l.item)
 	}
 	return items, nil
+}
+
+// list returns what belongs to the store.
+func (s *Store) list(ctx context.Context) ([]listed, error) {
+	out, err := s.opts.output(ctx, "zfs", "list", "-Hp", "-r", "-d", "2", "-t", "filesystem,snapshot", "-o", listColumns, s.parent)
+	if err != nil {
+		return nil, s.parentError(ctx, err)
+	}
+	return parseList(s.parent, out)
 }

@@ -64,6 +64,18 @@ func TestEncryptedStreams(t *testing.T) {
 	whole := sent(t, r, err)
 	r, err = a.Send(ctx, two, one)
 	difference := sent(t, r, err)
+	for _, s := range []*Store{a, b} { // whether it is known here or not
+		id := one
+		if s == b {
+			id = taken(t, b, filled(t, b))
+		}
+		if encrypted, err := s.Encrypted(ctx, id); encrypted != (s == a) || err != nil {
+			t.Errorf("encrypted: %v, %v", encrypted, err)
+		}
+	}
+	if _, err := b.Encrypted(ctx, one); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("one that is missing: %v", err)
+	}
 	if bytes.Contains(whole, []byte("nobody must read")) {
 		t.Error("the stream is not encrypted")
 	}
@@ -73,8 +85,16 @@ func TestEncryptedStreams(t *testing.T) {
 	if _, err := content(t, b, two, "later"); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "zfs load-key") {
 		t.Errorf("without the key: %v", err)
 	}
-	if n := count(t, b); n != 2 {
-		t.Errorf("%d things show, not two", n)
+	if n := count(t, b); n != 4 {
+		t.Errorf("%d things show, not four", n)
+	}
+	// A head that starts from it is made without the key.
+	head := store.NewVolumeID()
+	if err := errors.Join(b.Clone(ctx, two, head), b.DestroyVolume(ctx, head)); err != nil {
+		t.Errorf("a clone without the key: %v", err)
+	}
+	if encrypted, err := b.Encrypted(ctx, two); !encrypted || err != nil {
+		t.Errorf("what came raw is encrypted: %v, %v", encrypted, err)
 	}
 	for _, line := range strings.Split(must(t, "zfs", "get", "-H", "-r", "-t", "filesystem", "-o", "name,value", "encryptionroot", b.parent), "\n") {
 		if name, root, _ := strings.Cut(line, "\t"); name == root {
@@ -174,22 +194,93 @@ func TestHolds(t *testing.T) {
 	holds(0)
 
 	d := s.parent + "/" + string(v) + "@" + string(one)
-	must(t, "zfs", "hold", "sidus:send-killed", d)
 	must(t, "zfs", "hold", "backup", d)
-	for _, h := range holds(2) {
-		if h.Alive {
-			t.Errorf("%+v", h)
+	killed := func() {
+		t.Helper()
+		must(t, "zfs", "hold", "sidus:send-killed", d)
+		for _, h := range holds(2) {
+			if h.Alive {
+				t.Errorf("%+v", h)
+			}
+		}
+		if left := remnants(t, s); len(left) != 1 || !strings.Contains(left[0].What, "sidus:send-killed") || left[0].Reason != "" {
+			t.Errorf("left: %v", left)
 		}
 	}
+	killed()
+	if err := s.Collect(ctx); err != nil {
+		t.Error(err)
+	}
+	holds(1)
+	killed()
+	other, err := Open(ctx, s.opts) // the next process
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err = other.Send(ctx, one, "")
+	_ = sent(t, r, err)
+	if all := holds(1); all[0].Tag != "backup" {
+		t.Errorf("%+v", all[0])
+	}
+	killed()
 	if err := s.DestroySnapshot(ctx, one); err != nil {
 		t.Fatal(err)
 	}
 	if n := count(t, s); n != 1 {
 		t.Errorf("%d things show, not one", n)
 	}
+	if left := remnants(t, s); len(left) != 1 || !strings.Contains(left[0].What, d) || !strings.Contains(left[0].Reason, "zfs release backup "+d) {
+		t.Errorf("left: %v", left)
+	}
 	must(t, "zfs", "release", "backup", d)
 	if command("zfs", "list", d) == nil {
 		t.Error("the snapshot is still there when nobody holds it")
+	}
+}
+
+// TestComesAgain: a snapshot is received again while clones still need the one
+// that was destroyed under its ID.
+func TestComesAgain(t *testing.T) {
+	a, b, ctx := open(t, datasetOptions(t)), open(t, datasetOptions(t)), t.Context()
+	id := taken(t, a, filled(t, a))
+	receive := func() {
+		t.Helper()
+		r, err := a.Send(ctx, id, "")
+		if err := errors.Join(err, b.Receive(ctx, "zfs", r, id, ""), r.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	receive()
+	head := store.NewVolumeID()
+	if err := errors.Join(b.Clone(ctx, id, head), b.DestroySnapshot(ctx, id)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := content(t, b, id, "file"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("when it is destroyed: %v", err)
+	}
+	// The old one is the first that is found.
+	old, _, _ := strings.Cut(must(t, "zfs", "get", "-H", "-o", "value", "origin", b.parent+"/"+string(head)), "@")
+	must(t, "zfs", "rename", "-u", old, b.parent+"/"+strings.Repeat("0", 32))
+	receive()
+	if n := count(t, b); n != 2 {
+		t.Errorf("%d things show, not two", n)
+	}
+	again, err := Open(ctx, b.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Store{b, again} {
+		if text, err := content(t, s, id, "file"); len(text) != 1<<20 || err != nil {
+			t.Errorf("%d bytes, %v", len(text), err)
+		}
+	}
+	r, err := again.Send(ctx, id, "")
+	_ = sent(t, r, err)
+	if err := errors.Join(again.DestroySnapshot(ctx, id), b.DestroyVolume(ctx, head)); err != nil {
+		t.Error(err)
+	}
+	if left := must(t, "zfs", "list", "-H", "-r", "-t", "all", "-o", "name", b.parent); left != b.parent+"\n"+b.parent+"/kept" {
+		t.Errorf("left:\n%s", left)
 	}
 }
 

@@ -105,6 +105,77 @@ func TestRetired(t *testing.T) {
 	}
 }
 
+func remnants(t *testing.T, s *Store) []store.Remnant {
+	t.Helper()
+	left, err := s.Remnants(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return left
+}
+
+// TestRemnants: what stays of destroyed volumes and snapshots is told, with what
+// keeps it, and is collected when that is gone, whoever took it away.
+func TestRemnants(t *testing.T) {
+	s, ctx := open(t, datasetOptions(t)), t.Context()
+	v := filled(t, s)
+	one := taken(t, s, v)
+	fs := s.parent + "/" + string(v)
+	head := store.NewVolumeID()
+	if err := s.Clone(ctx, one, head); err != nil {
+		t.Fatal(err)
+	}
+	two := taken(t, s, head)
+	expect := func(what string, want ...string) {
+		t.Helper()
+		left := remnants(t, s)
+		if len(left) != len(want)/2 {
+			t.Errorf("%s: left are %+v", what, left)
+			return
+		}
+		for i, r := range left {
+			if !strings.Contains(r.What, want[2*i]) || !strings.Contains(r.Reason, want[2*i+1]) || want[2*i+1] == "" && r.Reason != "" {
+				t.Errorf("%s: %+v", what, r)
+			}
+		}
+	}
+	must(t, "zfs", "snapshot", fs+"@daily")
+	expect("nothing is destroyed")
+	if err := s.DestroyVolume(ctx, v); err != nil {
+		t.Fatal(err)
+	}
+	expect("its snapshot is there")
+	if err := s.DestroySnapshot(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	expect("a clone and another tool's snapshot need it", fs, s.parent+"/"+string(head))
+	expect("a clone and another tool's snapshot need it", fs, "zfs destroy "+fs+"@daily")
+	if err := s.DestroyVolume(ctx, head); err != nil {
+		t.Fatal(err)
+	}
+	expect("the clone has a snapshot", fs, s.parent+"/"+string(head))
+	if err := s.DestroySnapshot(ctx, two); err != nil {
+		t.Fatal(err)
+	}
+	expect("another tool's snapshot", fs, "zfs destroy "+fs+"@daily")
+	if r := remnants(t, s); len(r) == 1 && r[0].Bytes < 4096 {
+		t.Errorf("it takes %d bytes", r[0].Bytes)
+	}
+	if err := s.Collect(ctx); err != nil {
+		t.Error(err)
+	}
+	must(t, "zfs", "list", fs+"@daily") // not ours
+	must(t, "zfs", "destroy", fs+"@daily")
+	expect("nothing keeps it", fs, "")
+	if err := s.Collect(ctx); err != nil {
+		t.Error(err)
+	}
+	expect("all is collected")
+	if left := must(t, "zfs", "list", "-H", "-r", "-t", "all", "-o", "name", s.parent); left != s.parent+"\n"+s.parent+"/kept" {
+		t.Errorf("left:\n%s", left)
+	}
+}
+
 // TestByHand does to a store what people and other tools do.
 func TestByHand(t *testing.T) {
 	s, ctx := open(t, datasetOptions(t)), t.Context()
@@ -159,6 +230,23 @@ func TestByHand(t *testing.T) {
 	}
 	if err := m.Unmount(ctx); err != nil {
 		t.Fatal(err)
+	}
+	// A snapshot, too.
+	d, _, err := s.find(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := string(d.fileSystem()) + "@mine"
+	must(t, "zfs", "rename", string(d), mine)
+	if _, err := s.MountSnapshot(ctx, id); !errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), "zfs rename "+mine+" "+string(d)) {
+		t.Errorf("a snapshot that was renamed: %v", err)
+	}
+	if left := remnants(t, s); len(left) != 0 {
+		t.Errorf("a snapshot that was renamed is taken for one that does not count: %v", left)
+	}
+	must(t, "zfs", "rename", mine, string(d))
+	if text, err := content(t, s, id, "file"); len(text) != 1<<20 || err != nil {
+		t.Errorf("when it is renamed back: %d bytes, %v", len(text), err)
 	}
 	// Removed.
 	must(t, "zfs", "destroy", fs)
@@ -396,7 +484,7 @@ func TestSick(t *testing.T) {
 	if err := m.Unmount(context.Background()); err != nil {
 		t.Error(err)
 	}
-	if err := s.CreateVolume(ctx, store.NewVolumeID()); !errors.Is(err, store.ErrUnavailable) {
+	if err := s.CreateVolume(ctx, store.NewVolumeID()); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "zpool import "+name) {
 		t.Errorf("a change of a pool that is read-only: %v", err)
 	}
 }

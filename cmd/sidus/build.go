@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,7 +14,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sidus/boot/initramfs"
+	"sidus/image"
 	"sidus/image/build"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -21,15 +24,18 @@ func buildCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "build",
 		Usage:     "build a tree from a recipe, phase by phase",
-		ArgsUsage: "RECIPE",
+		ArgsUsage: "RECIPE|TREE",
 		Description: describe("Runs the phases that need to run, each in its own sandbox, and takes a snapshot after each; phases whose\n"+
 			"inputs have not changed are not run again. The last snapshot is complete and can be promoted. A phase\n"+
 			"that fails leaves the tree as it was. A head with changes that no recipe made is not overwritten unless\n"+
-			"--discard is given; then what it held stays in the log.",
+			"--discard is given; then what it held stays in the log.\n\n"+
+			"What a tree was built from is kept with it: the recipe, the files that it copies (16 MiB at most) and the\n"+
+			"values of --set. `sidus build TREE` builds from that, also from a backup and on another server.",
 			"sidus build recipes/demo.yaml",
 			"sidus build node.yaml --tree node-test --set suite=trixie",
 			"sidus build node.yaml --rebuild packages    # ask the mirror again",
-			"sidus build node.yaml --plan"),
+			"sidus build node.yaml --plan",
+			"sidus build node --rebuild packages    # from the recipe that is kept with the tree node"),
 		Flags: changes(
 			&cli.StringFlag{Name: "tree", Usage: "the tree `NAME`, instead of the recipe's; it is made if it is not there"},
 			&cli.StringSliceFlag{Name: "set", Usage: "a value for a variable of the recipe: `NAME=VALUE`; may be repeated"},
@@ -50,21 +56,95 @@ func buildCommand() *cli.Command {
 	}
 }
 
-func buildTree(ctx context.Context, c *cli.Context, s *site, file string) (err error) {
+// buildSource is what is built from.
+type buildSource struct {
+	recipe *build.Recipe
+	tree   string          // what it builds unless --tree says otherwise; "" if it does not say
+	folder *scratch.Folder // nil, or where the recipe lies
+}
+
+func (b buildSource) close() error {
+	if b.folder == nil {
+		return nil
+	}
+	return b.folder.Remove()
+}
+
+// findRecipe loads what name means: a file, or else the recipe that is kept
+// with the tree of that name.
+func findRecipe(ctx context.Context, s *site, name string, variables map[string]string) (b buildSource, err error) {
+	info, statErr := os.Stat(name)
+	if statErr == nil && !info.IsDir() || image.ValidateName("tree", name) != nil {
+		if b.recipe, err = build.Load(name, variables); err == nil {
+			b.tree = b.recipe.Tree
+		}
+		return b, err
+	}
+	tree, err := s.manager.Tree(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return b, fmt.Errorf("a recipe in the file %s, or a tree of that name: %w", name, store.ErrNotFound)
+	} else if err != nil {
+		return b, err
+	}
+	kept, err := s.manager.KeptRecipe(tree)
+	if errors.Is(err, store.ErrNotFound) {
+		return b, fmt.Errorf("%w, and there is no file %s: build it from its file once%s", err, name, recipeOnRecord(ctx, s, tree))
+	} else if err != nil {
+		return b, err
+	}
+	defer kept.Close()
+	if b.folder, err = s.layout.MakeScratch("recipe"); err != nil {
+		return b, err
+	}
+	if b.recipe, err = build.LoadKept(kept, b.folder.Path(), variables); err != nil {
+		return b, errors.Join(fmt.Errorf("tree %s: %w", name, err), b.close())
+	}
+	b.tree = name
+	return b, nil
+}
+
+// recipeOnRecord says which file a tree was built from, if that is known.
+func recipeOnRecord(ctx context.Context, s *site, tree image.Tree) string {
+	list, err := s.manager.Snapshots(ctx, tree)
+	if err != nil {
+		return ""
+	}
+	for _, snapshot := range slices.Backward(list) {
+		if snapshot.Phase != "" && snapshot.Recipe != "" {
+			return " (it was built from " + snapshot.Recipe + ")"
+		}
+	}
+	return ""
+}
+
+// keepRecipe keeps with a tree what it was built from. A failure is told: the
+// tree is built.
+func keepRecipe(s *site, lock *image.HeadLock, packed []byte, packErr error) {
+	err := packErr
+	if err != nil {
+		packed = nil // what is kept now is not what the tree was built from
+	}
+	if err = errors.Join(err, s.manager.KeepRecipe(lock, packed)); err != nil {
+		logrus.WithError(err).Warnf("the recipe is not kept with %s: `sidus build %s` wants the file", lock.Tree, lock.Tree)
+	}
+}
+
+func buildTree(ctx context.Context, c *cli.Context, s *site, name string) (err error) {
 	variables, err := parseVariables(c.StringSlice("set"))
 	if err != nil {
 		return err
 	}
-	recipe, err := build.Load(file, variables)
+	source, err := findRecipe(ctx, s, name, variables)
 	if err != nil {
 		return err
 	}
-	tree := c.String("tree")
+	defer func() { err = errors.Join(err, source.close()) }()
+	recipe, tree := source.recipe, c.String("tree")
 	if tree == "" {
-		tree = recipe.Tree
+		tree = source.tree
 	}
 	if tree == "" {
-		return usagef("%s names no tree: give --tree NAME", file)
+		return usagef("%s names no tree: give --tree NAME", name)
 	}
 	manager, err := withProperties(c, s)
 	if err != nil {
@@ -107,6 +187,8 @@ func buildTree(ctx context.Context, c *cli.Context, s *site, file string) (err e
 		}
 		return print(c, plan, func(w io.Writer) { fmt.Fprint(w, plan) })
 	}
+	// Now, since files may change while phases run.
+	packed, packErr := recipe.Pack(ctx)
 	ctx, stop := store.GuardSpace(ctx, s.store, guardEvery)
 	defer stop()
 	result, err := builder.Build(ctx, head, request)
@@ -117,6 +199,7 @@ func buildTree(ctx context.Context, c *cli.Context, s *site, file string) (err e
 		}
 		return err
 	}
+	keepRecipe(s, lock, packed, packErr)
 	return print(c, result, func(w io.Writer) { fmt.Fprint(w, buildSentence(result)) })
 }
 

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/dustin/go-humanize"
@@ -17,7 +16,9 @@ import (
 	"golang.org/x/term"
 
 	"sidus/export/stream"
+	"sidus/export/transfer"
 	"sidus/image"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -29,13 +30,16 @@ func exportCommand() *cli.Command {
 		Description: describe("Writes a stream: compressed, with a digest of each part and of the whole. `sidus import --stream` takes it\n"+
 			"on another server, where the snapshot has the same ID. The native kind keeps most and needs a store of the\n"+
 			"same kind there; --portable goes into any, and `zstd -dc FILE | tar x` opens it. With --base only what\n"+
-			"differs is written, and the other server must have that snapshot. The file is whole or not there.",
+			"differs is written, and the other server must have that snapshot. The file is whole or not there.\n\n"+
+			"What is encrypted in a ZFS store leaves it encrypted; the portable kind would not be, and is refused\n"+
+			"without --decrypt.",
 			"sidus export debian@14 -o debian-14.stream", "sidus export debian@15 --base debian@14 -o 14-to-15.stream",
 			"sidus export debian@14 --portable | ssh other sidus import --stream -"),
 		Flags: reads(
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "-", Usage: "write `FILE`; - is standard output"},
 			&cli.StringFlag{Name: "base", Usage: "only what differs from `TREE@SNAP`"},
 			&cli.BoolFlag{Name: "portable", Usage: "an archive of tar that any store takes"},
+			decryptFlag(),
 			&cli.StringFlag{Name: "level", Value: "default", Usage: "compress at `N`: 1 to 19, fast, default, better, best, or none"},
 			&cli.BoolFlag{Name: "replace", Usage: "replace FILE if it is there"},
 		),
@@ -79,9 +83,9 @@ func exportSnapshot(ctx context.Context, c *cli.Context, s *site) (err error) {
 	if err != nil {
 		return errors.Join(err, closeSource(source))
 	}
-	defer func() { err = errors.Join(err, out.discard()) }()
+	defer out.discard()
 	bar := newByteProgress("export " + snapshot.Ref())
-	result, err := stream.Export(ctx, out.file, source, stream.WriterOptions{Level: level, Progress: func(p stream.Progress) { bar.update(p.Payload, p.Total, p.Stream) }})
+	result, err := stream.Export(ctx, out, source, stream.WriterOptions{Level: level, Progress: func(p stream.Progress) { bar.update(p.Payload, p.Total, p.Stream) }})
 	bar.finish()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -110,7 +114,7 @@ func exportSnapshot(ctx context.Context, c *cli.Context, s *site) (err error) {
 // exportSource begins to read a snapshot. release gives back what was taken.
 func exportSource(ctx context.Context, c *cli.Context, s *site, snapshot image.Snapshot) (source stream.Source, release func() error, err error) {
 	release = func() error { return nil }
-	source.Manifest = manifestOf(snapshot)
+	source.Manifest = transfer.ManifestOf(snapshot, "sidus "+version)
 	if base := c.String("base"); base != "" {
 		found, err := s.manager.Resolve(ctx, base)
 		if err != nil {
@@ -126,20 +130,22 @@ func exportSource(ctx context.Context, c *cli.Context, s *site, snapshot image.S
 		if source.Manifest.Base != "" {
 			return source, release, usagef("a portable stream is a whole tree: --base goes with the native kind of a store that has one")
 		}
+		if !c.Bool("decrypt") {
+			if err := s.manager.RefuseClear(ctx, snapshot); err != nil {
+				return source, release, fmt.Errorf("a portable stream of %w; --decrypt allows that", err)
+			}
+		}
 		mount, err := s.manager.MountSnapshot(ctx, snapshot.ID)
 		if err != nil {
 			return source, release, err
 		}
 		source.Manifest.Kind, source.Root = stream.Portable, mount.Path()
-		source.Manifest.Size = sizeOfTree(ctx, mount.Path())
+		source.Manifest.Size = stream.Estimate(ctx, mount.Path(), "")
 		return source, func() error { return mount.Unmount(context.WithoutCancel(ctx)) }, nil
 	}
 	source.Manifest.Kind = stream.Kind(sender.SendKind())
-	if source.Manifest.Base == "" {
-		// What is encrypted can be sent although it cannot be read here.
-		if source.Manifest.Size, err = measure(ctx, s, snapshot.ID); err != nil && !errors.Is(err, store.ErrUnavailable) {
-			return source, release, err
-		}
+	if source.Manifest.Size, err = transfer.PayloadSize(ctx, s.manager, snapshot.ID, source.Manifest.Base); err != nil {
+		return source, release, err
 	}
 	send := sender.Send
 	if level, err := stream.ParseLevel(c.String("level")); err != nil {
@@ -158,88 +164,45 @@ func closeSource(source stream.Source) error {
 	return source.Native.Close()
 }
 
-func manifestOf(s image.Snapshot) stream.Manifest {
-	return stream.Manifest{
-		Format: stream.Version, Tree: s.Tree, TreeID: s.TreeID, Number: s.Number, Snapshot: s.ID, Parent: s.Parent, Name: s.Name,
-		Phase: s.Phase, Key: s.Key, Recipe: s.Recipe, Message: s.Message, Author: s.Author, Created: s.Created, Complete: s.Complete,
-		Program: "sidus " + version,
-	}
-}
-
-// measure guesses the length of a native stream, for the progress bar.
-func measure(ctx context.Context, s *site, id store.SnapshotID) (size int64, err error) {
-	mount, err := s.manager.MountSnapshot(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
-	return sizeOfTree(ctx, mount.Path()), nil
-}
-
-// sizeOfTree adds up what the files below root take, as an archive has them: in
-// bytes, with a header for each. It is a guess: holes and links are not looked
-// at closely.
-func sizeOfTree(ctx context.Context, root string) (size int64) {
-	_ = filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
-			return ctx.Err() // a guess goes on without what it cannot read
-		}
-		const header = 1024 // a pax header, and that of the file
-		size += header
-		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
-			size += info.Size()
-		}
-		return nil
-	})
-	return size
-}
-
 // output is a file that appears whole or not at all, or standard output.
 type output struct {
-	file *os.File
-	path string // "" for standard output, and when it is done
+	*os.File
+	file *scratch.File // nil: standard output
 }
 
-func openOutput(path string, replace bool) (*output, error) {
+func openOutput(path string, replace bool) (output, error) {
 	if path == "-" {
 		// A reader that goes away is an error of Write, and not the end of
 		// this process, which has mounts to give back.
 		signal.Ignore(syscall.SIGPIPE)
-		return &output{file: os.Stdout}, nil
+		return output{File: os.Stdout}, nil
 	}
-	if info, err := os.Lstat(path); err == nil && (!replace || !info.Mode().IsRegular()) {
-		return nil, fmt.Errorf("%s: %w; --replace replaces a file", path, store.ErrExists)
-	}
-	file, err := os.CreateTemp(filepath.Dir(path), ".sidus-export-") // mode 0600: a tree holds what not everybody may read
+	file, err := scratch.NewFile(path, replace)
 	if err != nil {
-		return nil, err
+		return output{}, takenFile(path, err)
 	}
-	return &output{file: file, path: path}, nil
+	return output{file.File, file}, nil
 }
 
 // keep makes the file appear.
-func (o *output) keep() error {
-	if o.path == "" {
+func (o output) keep() error {
+	if o.file == nil {
 		return nil
 	}
-	if err := o.file.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(o.file.Name(), o.path); err != nil {
-		return err
-	}
-	folder, err := os.Open(filepath.Dir(o.path))
-	if err != nil {
-		return err
-	}
-	o.path = ""
-	return errors.Join(folder.Sync(), folder.Close(), o.file.Close())
+	return takenFile(o.Name(), o.file.Keep())
 }
 
 // discard removes the file, unless it was kept.
-func (o *output) discard() error {
-	if o.path == "" {
-		return nil
+func (o output) discard() {
+	if o.file != nil {
+		o.file.Discard()
 	}
-	return errors.Join(o.file.Close(), os.Remove(o.file.Name()))
+}
+
+// takenFile says what can be done if a file is there already.
+func takenFile(path string, err error) error {
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w; --replace replaces a file", path, store.ErrExists)
+	}
+	return err
 }

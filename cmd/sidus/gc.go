@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
+	"sidus/image/store"
 )
 
 func gcCommand() *cli.Command {
@@ -109,7 +110,7 @@ func parseAge(option, text string) (time.Duration, error) {
 			if err != nil || !(n >= 0 && n <= 100*365) {
 				return 0, bad
 			}
-			return min(time.Duration(n*float64(length)), 100*365*day), nil
+			return time.Duration(min(n*float64(length), float64(100*365*day))), nil
 		}
 	}
 	d, err := time.ParseDuration(text)
@@ -143,6 +144,7 @@ func printPlan(w io.Writer, plan image.GCPlan, all bool) {
 	for _, r := range plan.Retired {
 		fmt.Fprintf(w, "%s, deleted %s, is tried again\n", r.What, ago(r.At))
 	}
+	printRemnants(w, plan.Remnants, "is removed")
 	if plan.Sessions > 0 {
 		fmt.Fprintf(w, "%d records of old boots go\n", plan.Sessions)
 	}
@@ -156,6 +158,18 @@ func printPlan(w io.Writer, plan image.GCPlan, all bool) {
 		}
 		if n > 0 {
 			fmt.Fprintf(w, "%s go: %d, %s\n", pruneWords[kind], n, humanize.IBytes(uint64(bytes)))
+		}
+	}
+}
+
+// printRemnants tells what is left in the store; idle is what becomes of what
+// nothing keeps.
+func printRemnants(w io.Writer, remnants []store.Remnant, idle string) {
+	for _, r := range remnants {
+		if r.Reason == "" {
+			fmt.Fprintf(w, "%s %s\n", r.What, idle)
+		} else {
+			fmt.Fprintf(w, "%s still takes %s: %s\n", r.What, humanize.IBytes(uint64(r.Bytes)), r.Reason)
 		}
 	}
 }
@@ -180,6 +194,7 @@ func printCollected(w io.Writer, r image.GCReport) {
 		}
 		fmt.Fprintf(w, "%s is deleted, and still takes space%s; the next gc tries again\n", left.What, why)
 	}
+	printRemnants(w, r.Remnants, "could not be removed")
 	fmt.Fprintf(w, "%d snapshots deleted, %d volumes and snapshots destroyed in the store", len(r.Collected), len(r.Freed))
 	if r.Files > 0 {
 		fmt.Fprintf(w, ", %d files removed (%s)", r.Files, humanize.IBytes(uint64(r.Bytes)))

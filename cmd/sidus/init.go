@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sidus/image/catalog"
+	"sidus/image/store"
 )
 
 func initCommand() *cli.Command {
@@ -76,7 +77,8 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cat.Close()) }()
-	if old, err := readStoreConfig(ctx, cat); err == nil {
+	old, noStore := readStoreConfig(ctx, cat)
+	if noStore == nil {
 		// Without a place, "what is there" is meant.
 		if config.File != "" && c.String("backend") == "auto" {
 			config = old
@@ -92,8 +94,14 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	fresh = false
+	fresh = fresh && config.File == "" // else the store would go, too
 	defer func() { err = errors.Join(err, opened.Close()) }()
+	if noStore != nil {
+		if err := refuseOwned(ctx, opened, config); err != nil {
+			return err
+		}
+	}
+	fresh = false
 	if err := writeStoreConfig(ctx, cat, config, c.String("message")); err != nil {
 		return err
 	}
@@ -105,6 +113,29 @@ func initSite(ctx context.Context, c *cli.Context) (err error) {
 		fmt.Fprintf(w, "state folder %s, store %s: %s can be written\n", layout.Dir, config.place(), humanize.IBytes(uint64(max(0, usage.Available))))
 		fmt.Fprintln(w, "next: `sidus build RECIPE`, or `sidus import TREE --dir DIR`")
 	})
+}
+
+// refuseOwned returns an error if a store is that of another state folder: the
+// first change would replace the copy of its catalog by an empty one.
+func refuseOwned(ctx context.Context, s openStore, config storeConfig) error {
+	keeper, ok := s.(store.Keeper)
+	if !ok {
+		return nil
+	}
+	kept, err := keeper.Kept(ctx, "sidus.db")
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	place := config.place()
+	for option, value := range map[string]string{"--path": config.Path, "--dataset": config.Dataset, "--thin-pool": config.ThinPool} {
+		if value != "" {
+			place = option + " " + value
+		}
+	}
+	return errors.Join(fmt.Errorf("%s: the store %w, with the catalog of another server or state folder; to take it over: `sidus restore --from-store %s`",
+		config.place(), store.ErrExists, place), kept.Close())
 }
 
 // removeContents removes what is in a folder, and the folder if it can.

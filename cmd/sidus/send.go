@@ -29,11 +29,14 @@ func sendCommand() *cli.Command {
 		Description: describe("The snapshot has the same ID there. Only what differs from the newest ancestor that the other server has is\n"+
 			"sent, or from --base. What was cut goes on where it was. By ssh the other server is reached as you\n"+
 			"reach it (the variable "+transfer.SSHVariable+" holds another ssh command, with options); by TLS it runs\n"+
-			"`sidus receive --listen`, and its token is read from --token-file or the variable SIDUS_TOKEN.",
+			"`sidus receive --listen`, and its token is read from --token-file or the variable SIDUS_TOKEN.\n\n"+
+			"What is encrypted in a ZFS store goes to another one as it is, even without its key. A server that takes\n"+
+			"portable streams only would get it in the clear: that is refused without --decrypt.",
 			"sidus send debian@14 ssh://root@store2", "sidus send debian@14 tls://store2 --token-file /root/store2.token --rate 10M"),
 		Flags: reads(
 			&cli.StringFlag{Name: "base", Usage: "only what differs from `TREE@SNAP`"},
 			&cli.BoolFlag{Name: "portable", Usage: "send a portable stream, which any store takes"},
+			decryptFlag(),
 			&cli.StringFlag{Name: "tree", Usage: "list it there under the tree `NAME`"},
 			rateFlag(), tokenFileFlag(), levelFlag(),
 		),
@@ -47,6 +50,10 @@ func rateFlag() cli.Flag {
 
 func tokenFileFlag() cli.Flag {
 	return &cli.StringFlag{Name: "token-file", EnvVars: []string{"SIDUS_TOKEN_FILE"}, Usage: "TLS: the `FILE` with what `sidus receive --token` printed; - is standard input"}
+}
+
+func decryptFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "decrypt", Usage: "let what is encrypted in the store leave it in the clear, in a portable stream"}
 }
 
 func levelFlag() cli.Flag {
@@ -84,7 +91,7 @@ func sendSnapshot(ctx context.Context, c *cli.Context, s *site) error {
 	if sender.Rate, err = rateOf(c); err != nil {
 		return err
 	}
-	sender.Portable = c.Bool("portable")
+	sender.Portable, sender.Decrypt = c.Bool("portable"), c.Bool("decrypt")
 	report, err := sender.Send(ctx, dial, snapshot, base, c.String("tree"))
 	if err != nil {
 		return transferProblem(ctx, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -49,7 +50,8 @@ func showTree(ctx context.Context, c *cli.Context, s *site, tree image.Tree) err
 		return err
 	}
 	changes, err := s.manager.TreeChanges(ctx, tree, maxShownChanges+1)
-	if err != nil {
+	var lost *image.LostError
+	if err != nil && !errors.As(err, &lost) {
 		return err
 	}
 	base := "nothing"
@@ -63,6 +65,10 @@ func showTree(ctx context.Context, c *cli.Context, s *site, tree image.Tree) err
 	value := map[string]any{"tree": tree, "starts_from": base, "snapshots": snapshots, "changes": changes}
 	return print(c, value, func(w io.Writer) {
 		fmt.Fprintf(w, "tree        %s\nid          %s\nmade        %s\nhead        starts from %s\nsnapshots   %d\n", tree.Name, tree.ID, when(tree.Created), base, len(snapshots))
+		if lost != nil {
+			fmt.Fprintf(w, "changes     cannot be told: %s\n", lost)
+			return
+		}
 		if len(changes) == 0 {
 			fmt.Fprintf(w, "changes     none: the head is what the snapshot holds\n")
 			return

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
@@ -19,7 +20,7 @@ func takeoverCommand() *cli.Command {
 			"learns of it as soon as the two talk, and refuses changes then. Make sure that it does not serve any\n"+
 			"more: stop it, or take its address. On a primary this does nothing and succeeds, so that keepalived may\n"+
 			"call it whenever the address comes. It asks first; if channels lag behind what the primary had\n"+
-			"announced, it says so.",
+			"announced, it says so, also with --yes.",
 			"sidus takeover", "sidus takeover --yes --message 'store1 is dead'"),
 		Flags: append(reads(yesFlag()), messageFlag()),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
@@ -30,10 +31,13 @@ func takeoverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			var behind []string
 			if before.Role == image.Replica {
-				behind, err := s.manager.Lag(ctx)
-				if err != nil {
+				if behind, err = s.manager.Lag(ctx); err != nil {
 					return err
+				}
+				if len(behind) > 0 && c.Bool("yes") {
+					logrus.Warnf("a transfer was cut, and these lag behind what %s had announced: %s", dash(before.Host), strings.Join(behind, ", "))
 				}
 				question := fmt.Sprintf("make this server the primary, with what %s held at %s", dash(before.Host), when(before.AsOf))
 				if len(behind) > 0 {
@@ -47,7 +51,7 @@ func takeoverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return print(c, map[string]any{"site": now, "changed": changed}, func(w io.Writer) {
+			return print(c, map[string]any{"site": now, "changed": changed, "behind": append([]string{}, behind...)}, func(w io.Writer) {
 				if !changed {
 					fmt.Fprintln(w, "this server is the primary already")
 					return

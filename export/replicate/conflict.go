@@ -27,6 +27,7 @@ type Divergence struct {
 	Tree   string             // the tree's name at the receiver
 	Common store.SnapshotID   // the newest ancestor that both know; "" if none
 	Only   []store.SnapshotID // what only the receiver has, oldest first
+	Oldest int                // the number of the first of them at the receiver
 }
 
 func (d *Divergence) Error() string {
@@ -34,21 +35,9 @@ func (d *Divergence) Error() string {
 	if d.Common != "" {
 		since = "the last that both have is " + string(d.Common)
 	}
-	return fmt.Sprintf("tree %s: the receiver holds %d snapshots that the sender does not know (%s, …), %s; "+
-		"to keep them, replicate them the other way first, or branch them into a tree of their own on a server of another site; to drop them, delete them on the receiver",
-		d.Tree, len(d.Only), d.Only[0], since)
-}
-
-// NumberTaken is a number that is of one snapshot here and of another there.
-type NumberTaken struct {
-	Tree             string // the tree's name at the sender
-	Number           int
-	Sender, Receiver store.SnapshotID
-}
-
-func (n *NumberTaken) Error() string {
-	return fmt.Sprintf("%s@%d is snapshot %s at the sender and %s at the receiver; delete the one on the receiver, or replicate it the other way first",
-		n.Tree, n.Number, n.Sender, n.Receiver)
+	return fmt.Sprintf("tree %s: the receiver holds %d snapshots that the sender does not know (%s@%d, …), %s; "+
+		"to keep one, bring it here before (on the receiver: `sidus send %s@%d ADDRESS`), or save it in a file (`sidus export` there)",
+		d.Tree, len(d.Only), d.Tree, d.Oldest, since, d.Tree, d.Oldest)
 }
 
 // NameTaken is a name that is of one tree here and of another there.
@@ -58,7 +47,7 @@ type NameTaken struct {
 }
 
 func (n *NameTaken) Error() string {
-	return fmt.Sprintf("tree %s: the receiver has another tree of that name; rename one of them (sidus rename)", n.Name)
+	return fmt.Sprintf("tree %s: the receiver has another tree of that name; rename the one here (`sidus rename %s NAME`)", n.Name, n.Name)
 }
 
 // ChannelDivergence is a channel of the receiver that points to a snapshot that
@@ -69,7 +58,7 @@ type ChannelDivergence struct {
 }
 
 func (c *ChannelDivergence) Error() string {
-	return fmt.Sprintf("channel %s: at the receiver it points to snapshot %s, which the sender does not know; delete the channel there, or replicate the other way first",
+	return fmt.Sprintf("channel %s: at the receiver it points to snapshot %s, which the sender does not know; to keep that, bring it here before (`sidus send` there)",
 		c.Channel, c.Snapshot)
 }
 
@@ -80,7 +69,7 @@ type BadTarget struct {
 }
 
 func (b *BadTarget) Error() string {
-	return fmt.Sprintf("channel %s: its snapshot %s is not at the sender; `sidus check` says more", b.Channel, b.Snapshot)
+	return fmt.Sprintf("channel %s: its snapshot %s is not here; let it point to one that is (`sidus promote`, `sidus channel rollback %s --to TREE@SNAP`)", b.Channel, b.Snapshot, b.Channel)
 }
 
 // BadLineage is a snapshot that is its own ancestor, or is listed twice.
@@ -89,5 +78,5 @@ type BadLineage struct {
 }
 
 func (b *BadLineage) Error() string {
-	return fmt.Sprintf("snapshot %s: its lineage makes no sense; `sidus check` says more", b.Snapshot)
+	return fmt.Sprintf("snapshot %s: its lineage makes no sense: the catalog is damaged; bring it back from a backup (`sidus restore`)", b.Snapshot)
 }

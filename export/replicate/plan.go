@@ -90,24 +90,11 @@ func (p *planner) compare() {
 			continue
 		}
 		diverged[s.Tree] = true
-		conflict := &Divergence{Tree: p.names[s.Tree], Common: p.common(only[s.Tree][0])}
+		conflict := &Divergence{Tree: p.names[s.Tree], Common: p.common(only[s.Tree][0]), Oldest: only[s.Tree][0].Number}
 		for _, s := range only[s.Tree] {
 			conflict.Only = append(conflict.Only, s.ID)
 		}
 		p.conflict(conflict)
-	}
-	type place struct {
-		tree   string
-		number int
-	}
-	numbers := map[place]store.SnapshotID{}
-	for _, s := range p.sender.Snapshots {
-		numbers[place{s.Tree, s.Number}] = s.ID
-	}
-	for _, s := range p.receiver.Snapshots {
-		if id, taken := numbers[place{s.Tree, s.Number}]; taken && id != s.ID && !s.Deleted && !diverged[s.Tree] {
-			p.conflict(&NumberTaken{p.names[s.Tree], s.Number, id, s.ID})
-		}
 	}
 	trees := map[string]string{}
 	for _, tree := range p.sender.Trees {
@@ -170,7 +157,7 @@ func (p *planner) held(id store.SnapshotID) (held, base bool) {
 		return true, !p.options.Whole
 	}
 	s, ok := p.there[id]
-	held = ok && !s.Deleted
+	held = ok && !s.Deleted && !s.Lost
 	return held, held && !s.NoBase && !p.options.Whole
 }
 
@@ -196,6 +183,10 @@ func (p *planner) visit(s Snapshot, wanted map[store.SnapshotID]bool) {
 		if held, _ := p.held(s.ID); held || s.Deleted || !wanted[s.ID] {
 			continue
 		}
+		if s.Lost {
+			p.result.Lost = append(p.result.Lost, s.ID)
+			continue
+		}
 		p.result.Steps = append(p.result.Steps, Send{s.ID, p.base(s)})
 		p.sent[s.ID] = true
 	}
@@ -208,7 +199,7 @@ func (p *planner) base(s Snapshot) store.SnapshotID {
 		if !ok || s.Parent == "" {
 			return ""
 		}
-		if _, base := p.held(ancestor.ID); base && !ancestor.Deleted && !ancestor.NoBase {
+		if _, base := p.held(ancestor.ID); base && !ancestor.Deleted && !ancestor.Lost && !ancestor.NoBase {
 			return ancestor.ID
 		}
 		s = ancestor
@@ -224,7 +215,7 @@ func (p *planner) moves() {
 	}
 	var moves []Move
 	for _, channel := range p.sender.Channels {
-		if to, there := points[channel.Name]; !there || to != channel.Snapshot {
+		if to, there := points[channel.Name]; (!there || to != channel.Snapshot) && !slices.Contains(p.result.Lost, channel.Snapshot) {
 			moves = append(moves, Move{channel.Name, channel.Snapshot})
 		}
 		delete(points, channel.Name)

@@ -17,6 +17,7 @@ import (
 //	b1<a2     the same with a parent named; b1< has none
 //	a1-       its deletion is on record
 //	a1~       it is no base for differences
+//	a1!       it is lost
 //	a1#5      it has the number 5
 //	dev=a2    channel dev points to a2
 //	a:web     tree a is called web; by default it is called a
@@ -38,6 +39,9 @@ func site(t testing.TB, text string) (s Site) {
 		}
 		if rest, ok := strings.CutSuffix(word, "~"); ok {
 			word, snapshot.NoBase = rest, true
+		}
+		if rest, ok := strings.CutSuffix(word, "!"); ok {
+			word, snapshot.Lost = rest, true
 		}
 		word, number, numbered := strings.Cut(word, "#")
 		id, parent, named := strings.Cut(word, "<")
@@ -82,6 +86,9 @@ func text(p Plan) string {
 	for _, id := range p.Gone {
 		words = append(words, "gone:"+string(id))
 	}
+	for _, id := range p.Lost {
+		words = append(words, "lost:"+string(id))
+	}
 	return strings.Join(words, " ")
 }
 
@@ -113,6 +120,13 @@ func TestIncrementalPath(t *testing.T) {
 		{"names exchanged", "a:x b:y a1 b1", "a:y b:x a1 b1", ""},
 		{"deleted at both", "a1- a2", "a1- a2", ""},
 		{"deleted at the receiver only", "a1 a2", "a1- a2", "a1"},
+		{"numbers exchanged", "a1#2 a2#1 a3", "a1 a2", "a2>a3"},
+		{"lost at the sender", "a1 a2! a3", "a1", "a1>a3 lost:a2"},
+		{"lost at the sender only", "a1 a2! a3 default=a2", "a1 a2", "a1>a3 default=a2"},
+		{"lost at the receiver", "a1 a2 a3", "a1 a2!", "a1>a2 a2>a3"},
+		{"lost at both", "a1 a2! a3", "a1 a2! a3", "lost:a2"},
+		{"lost target", "a1 a2! default=a2 b=a1", "default=a1 a1", "b=a1 lost:a2"},
+		{"lost at the receiver and deleted at the sender", "a1 a2- a3", "a1 a2! a3", "gone:a2"},
 	} {
 		p, err := IncrementalPath(site(t, c.sender), site(t, c.receiver), Options{})
 		if err != nil || text(p) != c.want {
@@ -161,16 +175,6 @@ func TestConflicts(t *testing.T) {
 		if err != nil {
 			t.Logf("%s: %v", c.name, err)
 		}
-	}
-}
-
-// A number that means two snapshots is a conflict of its own where both know
-// both of them.
-func TestNumberTaken(t *testing.T) {
-	_, err := IncrementalPath(site(t, "a1 a2#2 a3#7"), site(t, "a1 a2#7"), Options{})
-	taken := (*NumberTaken)(nil)
-	if !errors.As(err, &taken) || taken.Number != 7 || taken.Sender != "a3" || taken.Receiver != "a2" {
-		t.Errorf("got %v", err)
 	}
 }
 

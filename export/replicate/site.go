@@ -22,6 +22,9 @@ type Snapshot struct {
 	// Deleted says that it is known and not there any more. It stays in the
 	// lineage of others.
 	Deleted bool
+	// Lost says that it should be there, and the store has lost it: it cannot be
+	// sent, and is to be sent again.
+	Lost bool
 	// NoBase says that it is there, but cannot be the base of a difference: it
 	// came by a portable stream, or is of another backend than what is sent.
 	NoBase bool
@@ -60,6 +63,8 @@ func (Move) step() {}
 // Plan is what is to be done, in this order.
 type Plan struct {
 	Steps []Step
+	// Lost lists what is wanted, and neither of the two has any more.
+	Lost []store.SnapshotID
 	// Gone lists what the receiver holds and the sender has deleted, oldest
 	// first. A replica deletes nothing on its own.
 	Gone []store.SnapshotID

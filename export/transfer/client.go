@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"sidus/export/stream"
@@ -21,19 +22,30 @@ type client struct {
 	end   func() error
 }
 
+// aliveEvery is how long a sender says nothing. It is well below idleLimit.
+const aliveEvery = 15 * time.Second
+
 // connect greets a receiver. rw is closed by close, and when ctx ends.
-func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64) (*client, error) {
+func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64, alive time.Duration) (*client, error) {
 	stop := context.AfterFunc(ctx, func() { _ = rw.Close() })
+	keeping, stopKeeping := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
 	cl := &client{mine: mine, c: newWire(rw)}
 	cl.end = func() error {
 		stop()
-		return ignoreClosed(rw.Close())
+		stopKeeping()
+		err := ignoreClosed(rw.Close())
+		keeper.Wait()
+		return err
 	}
 	if rate > 0 {
 		cl.c.w = &limited{ctx: ctx, w: rw, rate: rate}
 	}
 	if err := cl.hello(); err != nil {
 		return nil, errors.Join(cl.failed(ctx, err), cl.end())
+	}
+	if cl.other.can(keepsAlive) {
+		keeper.Go(func() { cl.c.keepAlive(keeping, alive) })
 	}
 	return cl, nil
 }

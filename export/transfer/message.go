@@ -3,6 +3,7 @@ package transfer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sidus/export/stream"
@@ -50,10 +51,20 @@ type hello struct {
 	Site  string        `json:"site"`
 	Epoch int64         `json:"epoch"`
 	Role  image.Role    `json:"role"`
+	// Can names what it can do that older ones cannot.
+	Can []string `json:"can,omitempty"`
 	// Channels is where a sender's channels point: a replica that does not
 	// have that yet is not ready.
 	Channels map[string]store.SnapshotID `json:"channels,omitempty"`
 }
+
+// What hello.Can names.
+const (
+	takesRecipes = "recipes" // a receiver: kept recipes in the state
+	keepsAlive   = "alive"   // frames that say nothing; a sender sends some when it has nothing to say
+)
+
+func (h hello) can(what string) bool { return slices.Contains(h.Can, what) }
 
 // version returns the newest version that both speak.
 func version(a, b hello) (int, error) {
@@ -86,6 +97,9 @@ type stored struct {
 type drop struct {
 	Snapshots []store.SnapshotID `json:"snapshots"`
 	Trees     []string           `json:"trees"` // IDs
+	// Booted tells when each machine, by its MAC address, last booted from the
+	// sender.
+	Booted map[string]time.Time `json:"booted,omitempty"`
 }
 
 type state struct {
@@ -93,6 +107,8 @@ type state struct {
 	SHA256 string    `json:"sha256"` // of the data
 	// Properties are those of image.Manager.PropertiesOfTrees.
 	Properties map[string]map[string]string `json:"properties,omitempty"`
+	// Recipes says that the kept recipes are in the data.
+	Recipes bool `json:"recipes,omitempty"`
 }
 
 // RemoteError is what the other side said.

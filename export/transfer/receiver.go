@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -29,8 +30,13 @@ type Receiver struct {
 	Program string             // for the other side: "sidus 1.2"
 	Log     logrus.FieldLogger // required
 
-	hello *hello // what is said instead of the truth; for tests
+	hello *hello        // what is said instead of the truth; for tests
+	idle  time.Duration // instead of idleLimit; for tests
 }
+
+// idleLimit is how long nothing may come of a sender that keeps the connection
+// alive; any sender says what he wants within that time.
+const idleLimit = 2 * time.Minute
 
 // spaceCheck is how often the space that is left is looked at.
 const spaceCheck = 500 * time.Millisecond
@@ -42,7 +48,8 @@ func (r *Receiver) Serve(ctx context.Context, rw io.ReadWriteCloser, peer string
 	defer func() { err = errors.Join(err, ignoreClosed(rw.Close())) }()
 	stop := context.AfterFunc(ctx, func() { _ = rw.Close() })
 	defer stop()
-	s := &receiving{Receiver: r, c: newWire(rw), log: r.Log.WithField("peer", peer)}
+	conn := &watched{ReadWriteCloser: rw, limit: cmp.Or(r.idle, idleLimit)}
+	s := &receiving{Receiver: r, conn: conn, c: newWire(conn), log: r.Log.WithField("peer", peer)}
 	if err = s.serve(ctx); err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -59,6 +66,7 @@ func ignoreClosed(err error) error {
 // receiving is one connection.
 type receiving struct {
 	*Receiver
+	conn  *watched
 	c     *wire
 	log   logrus.FieldLogger
 	mode  Mode
@@ -82,6 +90,9 @@ func (s *receiving) serve(ctx context.Context) error {
 	}
 	if err := first.decode(&s.other); err != nil {
 		return err
+	}
+	if !s.other.can(keepsAlive) {
+		s.conn.limit = 0
 	}
 	reply, err := s.answerHello(ctx)
 	defer s.unlock()
@@ -130,9 +141,10 @@ func (s *receiving) answerHello(ctx context.Context) (mine hello, err error) {
 	if err != nil {
 		return mine, err
 	}
-	mine = hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Site: site.ID, Epoch: site.Epoch, Role: site.Role}
+	mine = hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Site: site.ID, Epoch: site.Epoch, Role: site.Role,
+		Can: []string{takesRecipes, keepsAlive}}
 	if s.hello != nil {
-		mine.Min, mine.Max = s.hello.Min, s.hello.Max
+		mine.Min, mine.Max, mine.Can = s.hello.Min, s.hello.Max, s.hello.Can
 	}
 	if receiver, ok := s.Store.(store.NativeReceiver); ok {
 		if sender, ok := receiver.(store.NativeSender); ok {
@@ -174,15 +186,17 @@ func (s *receiving) follow(ctx context.Context, site image.Site) error {
 		return fmt.Errorf("%w: %s is the primary of the site, since epoch %d (yours is %d); `sidus demote` on %s makes a replica of it",
 			ErrSuperseded, who, site.Epoch, s.other.Epoch, s.other.Host)
 	}
-	if site.ID == s.other.Site && site.Role == image.Primary && s.other.Epoch > site.Epoch {
+	if site.ID == s.other.Site && s.other.Epoch > site.Epoch {
 		if err := s.Manager.Supersede(ctx, s.other.Host, s.other.Epoch); err != nil {
 			return err
 		}
+	}
+	if site.ID == s.other.Site && site.Role == image.Primary && s.other.Epoch > site.Epoch {
 		s.log.Warnf("%s has taken over from this server", s.other.Host)
 		return fmt.Errorf("%s was the primary until now, and may hold what %s does not know: %w; `sidus demote` there makes it a replica",
 			hostname(), s.other.Host, store.ErrInUse)
 	}
-	if err := s.take(); err != nil {
+	if err := s.take(ctx); err != nil {
 		return err
 	}
 	return s.Manager.Follow(ctx, s.other.Site, s.other.Epoch, s.other.Host, s.other.Channels)
@@ -190,7 +204,7 @@ func (s *receiving) follow(ctx context.Context, site image.Site) error {
 
 // take takes the right to change what replication changes: one transfer at a
 // time comes in.
-func (s *receiving) take() error {
+func (s *receiving) take(ctx context.Context) error {
 	if s.lock != nil {
 		return nil
 	}
@@ -206,7 +220,11 @@ func (s *receiving) take() error {
 		return errors.Join(fmt.Errorf("%s: %w: another transfer comes in right now; try again when it is done", hostname(), store.ErrInUse), lock.Close())
 	}
 	s.lock = lock
-	return nil
+	// What a transfer has left that was cut.
+	if err := os.RemoveAll(s.Layout.IncomingState()); err != nil {
+		return err
+	}
+	return s.Manager.SettleDead(ctx, "import", "replicate")
 }
 
 func (s *receiving) unlock() {
@@ -248,7 +266,7 @@ func (s *receiving) drop(ctx context.Context, d drop) error {
 	if s.mode != Replicate {
 		return fmt.Errorf("%w: drop", ErrProtocol)
 	}
-	return s.Manager.DropDiverged(ctx, d.Snapshots, d.Trees)
+	return s.Manager.DropDiverged(ctx, image.Diverged(d))
 }
 
 // snapshot takes one snapshot.
@@ -261,10 +279,10 @@ func (s *receiving) snapshot(ctx context.Context, m envelope) error {
 		s.say(err)
 		return nil
 	}
-	if have, err := s.Manager.SnapshotByID(ctx, o.Manifest.Snapshot); err == nil {
-		s.log.Debugf("%s is here already", have.Ref())
+	if lost, err := s.Manager.IsLost(ctx, o.Manifest.Snapshot); err == nil && !lost {
+		s.log.Debugf("%s is here already", o.Manifest.Snapshot)
 		return s.c.send(msgSnapshot, offerReply{Have: true})
-	} else if !errors.Is(err, store.ErrNotFound) {
+	} else if err != nil && !errors.Is(err, store.ErrNotFound) {
 		s.say(err)
 		return nil
 	}
@@ -274,7 +292,7 @@ func (s *receiving) snapshot(ctx context.Context, m envelope) error {
 			return nil
 		}
 	}
-	if err := s.take(); err != nil {
+	if err := s.take(ctx); err != nil {
 		s.say(err)
 		return nil
 	}
@@ -306,17 +324,20 @@ func (s *receiving) snapshot(ctx context.Context, m envelope) error {
 		return s.refuse(fmt.Errorf("%w: it goes on at part %d of %d", ErrProtocol, from.From, len(spool.units)))
 	}
 	data := &dataReader{c: s.c}
-	received, err := s.receive(ctx, o, spool, from.From, data)
+	reader := &gate{}
+	received, err := s.receive(ctx, o, spool, from.From, data, reader)
+	// Whoever still reads has not met the end of the data.
+	going := reader.close() || data.err == nil || errors.Is(data.err, io.EOF) || errors.Is(data.err, errAborted)
+	if err != nil && going {
+		s.log.WithError(err).Warn("a snapshot was not taken")
+		// The sender stops when he hears of it; he may have stopped before.
+		s.say(err)
+	}
+	reader.wait()
 	if err != nil {
 		spool.failed(err)
-		// The sender stops when he hears of it; he may have stopped before.
-		if data.err == nil || errors.Is(data.err, io.EOF) || errors.Is(data.err, errAborted) {
-			s.log.WithError(err).Warn("a snapshot was not taken")
-			s.say(err)
-			if drainErr := data.drain(); drainErr != nil {
-				return drainErr
-			}
-			return nil
+		if going {
+			return data.drain()
 		}
 		return err
 	}
@@ -325,12 +346,13 @@ func (s *receiving) snapshot(ctx context.Context, m envelope) error {
 	return s.c.send(msgSnapshot, stored{Ref: received.Ref()})
 }
 
-func (s *receiving) receive(ctx context.Context, o offer, spool *spool, from int, data *dataReader) (image.Snapshot, error) {
-	source, err := spool.resume(from, data)
-	if err != nil {
+// receive takes the stream of a snapshot, which it reads through the gate.
+func (s *receiving) receive(ctx context.Context, o offer, spool *spool, from int, data *dataReader, reader *gate) (image.Snapshot, error) {
+	var err error
+	if reader.r, err = spool.resume(from, data); err != nil {
 		return image.Snapshot{}, err
 	}
-	r, err := stream.Open(bufio.NewReaderSize(source, maxData), stream.ReaderOptions{})
+	r, err := stream.Open(bufio.NewReaderSize(reader, maxData), stream.ReaderOptions{})
 	if err != nil {
 		return image.Snapshot{}, err
 	}
@@ -376,10 +398,7 @@ func (s *receiving) state(ctx context.Context, m envelope) error {
 
 func (s *receiving) takeState(ctx context.Context, st state, data io.Reader) (err error) {
 	dir := s.Layout.IncomingState()
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
@@ -393,10 +412,18 @@ func (s *receiving) takeState(ctx context.Context, st state, data io.Reader) (er
 	if err := copied.Close(); err != nil {
 		return err
 	}
-	if err := installSecrets(image.Layout{Dir: dir}, s.Layout); err != nil {
-		return err
-	}
-	return s.Manager.Adopt(ctx, image.AdoptOptions{Catalog: image.Layout{Dir: dir}.Catalog(), Epoch: s.other.Epoch, Host: s.other.Host, AsOf: st.AsOf, Properties: st.Properties})
+	from := image.Layout{Dir: dir}
+	return s.Manager.Adopt(ctx, image.AdoptOptions{
+		Catalog: from.Catalog(), Epoch: s.other.Epoch, Host: s.other.Host, AsOf: st.AsOf, Properties: st.Properties,
+		Install: func() error {
+			if st.Recipes {
+				if err := image.TakeRecipes(from, s.Layout); err != nil {
+					return err
+				}
+			}
+			return installSecrets(from, s.Layout)
+		},
+	})
 }
 
 func hostname() string {

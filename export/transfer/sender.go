@@ -1,13 +1,15 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -34,6 +36,9 @@ type Sender struct {
 	Rate int64
 	// Portable sends no native streams.
 	Portable bool
+	// Decrypt lets snapshots that are encrypted in the store leave it in the
+	// clear, where the other side takes portable streams only.
+	Decrypt bool
 	// Progress is called while a snapshot is sent, and with a zero Progress
 	// when that is done; nil means no calls.
 	Progress func(ref string, p stream.Progress)
@@ -41,7 +46,8 @@ type Sender struct {
 	// makes that a conflict.
 	Discard func(conflicts error) error
 
-	hello *hello // what is said instead of the truth; for tests
+	hello *hello        // what is said instead of the truth; for tests
+	alive time.Duration // instead of aliveEvery; for tests
 }
 
 // Report says what was sent.
@@ -64,9 +70,10 @@ type Sent struct {
 }
 
 func (s *Sender) greeting(mode Mode, i image.Inventory) hello {
-	h := hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Mode: mode, Site: i.Site.ID, Epoch: i.Site.Epoch, Role: i.Site.Role}
+	h := hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Mode: mode, Site: i.Site.ID, Epoch: i.Site.Epoch, Role: i.Site.Role,
+		Can: []string{keepsAlive}}
 	if s.hello != nil {
-		h.Min, h.Max = s.hello.Min, s.hello.Max
+		h.Min, h.Max, h.Can = s.hello.Min, s.hello.Max, s.hello.Can
 	}
 	if mode == Replicate {
 		h.Channels = i.Channels
@@ -80,7 +87,7 @@ func (s *Sender) open(ctx context.Context, dial Dial, h hello) (*client, error) 
 	if err != nil {
 		return nil, err
 	}
-	cl, err := connect(ctx, rw, h, s.Rate)
+	cl, err := connect(ctx, rw, h, s.Rate, cmp.Or(s.alive, aliveEvery))
 	var said *RemoteError
 	if errors.As(err, &said) && errors.Is(err, ErrSuperseded) {
 		err = errors.Join(err, s.Manager.Supersede(ctx, said.Host, said.Epoch))
@@ -140,14 +147,14 @@ func newestCommon(s image.Snapshot, ours, theirs image.Inventory) store.Snapshot
 		here[s.ID] = s
 	}
 	for _, s := range theirs.Snapshots {
-		there[s.ID] = s.Deleted.IsZero()
+		there[s.ID] = s.Deleted.IsZero() && !s.Lost
 	}
 	for range ours.Snapshots {
 		parent, ok := here[s.Parent]
 		if !ok {
 			break
 		}
-		if there[parent.ID] && parent.Deleted.IsZero() {
+		if there[parent.ID] && parent.Deleted.IsZero() && !parent.Lost {
 			return parent.ID
 		}
 		s = parent
@@ -170,6 +177,11 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 		base = ""
 	}
 	for {
+		if kind == stream.Portable && !s.Decrypt {
+			if err := s.Manager.RefuseClear(ctx, snapshot); err != nil {
+				return sent, false, fmt.Errorf("a portable stream for %s: %w; --decrypt allows that", cl.other.Host, err)
+			}
+		}
 		sent = Sent{Ref: snapshot.Ref(), ID: snapshot.ID, Base: base, Kind: kind}
 		o := offer{Manifest: ManifestOf(snapshot, s.Program), Tree: tree}
 		o.Manifest.Kind, o.Manifest.Base = kind, base
@@ -196,20 +208,18 @@ func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapsh
 // export writes the stream of a snapshot.
 func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (err error) {
 	source := stream.Source{Manifest: m}
-	mount, err := s.Manager.MountSnapshot(ctx, m.Snapshot)
-	if err != nil {
-		return err
-	}
-	unmount := func() error { return mount.Unmount(context.WithoutCancel(ctx)) }
-	defer func() { err = errors.Join(err, unmount()) }()
-	if m.Base == "" {
-		source.Manifest.Size = sizeOf(ctx, mount.Path())
-	}
 	if m.Kind == stream.Portable {
-		source.Root = mount.Path()
+		mount, mountErr := s.Manager.MountSnapshot(ctx, m.Snapshot)
+		if mountErr != nil {
+			return mountErr
+		}
+		defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
+		source.Root, source.Manifest.Size = mount.Path(), stream.Estimate(ctx, mount.Path(), "")
 	} else {
-		source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base)
-		if err != nil {
+		if source.Manifest.Size, err = PayloadSize(ctx, s.Manager, m.Snapshot, m.Base); err != nil {
+			return err
+		}
+		if source.Native, err = s.Store.(store.NativeSender).Send(ctx, m.Snapshot, m.Base); err != nil {
 			return err
 		}
 	}
@@ -222,36 +232,21 @@ func (s *Sender) export(ctx context.Context, w io.Writer, m stream.Manifest) (er
 	return err
 }
 
-// sizeOf guesses the length of a stream, for the progress bar.
-func sizeOf(ctx context.Context, root string) (size int64) {
-	_ = filepath.WalkDir(root, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil || ctx.Err() != nil {
-			return ctx.Err() // a guess goes on without what it cannot read
-		}
-		const header = 1024
-		size += header
-		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
-			size += info.Size()
-		}
-		return nil
-	})
-	return size
-}
-
 // Replicate makes a replica hold what this server holds at this moment. It is
 // refused, with a *image.ReadOnlyError, unless this is a primary; the error is
-// of type replicate.Conflicts if the replica holds something else.
+// of type replicate.Conflicts if the replica holds something else, and a
+// *LostError if all was done that could be.
 func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err error) {
 	begun := time.Now()
 	if err := s.Manager.Writable(ctx); err != nil {
 		return report, err
 	}
-	dir, err := os.MkdirTemp(s.Layout.Cache(), ".outgoing-")
+	folder, err := s.Layout.MakeScratch("replicate")
 	if err != nil {
 		return report, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	asOf := time.Now()
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	dir, asOf := folder.Path(), time.Now()
 	copied := filepath.Join(dir, catalogName)
 	if err := s.Manager.CopyCatalog(ctx, copied); err != nil {
 		return report, err
@@ -262,6 +257,9 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	}
 	ours, err := image.InventoryOf(ctx, c)
 	if err = errors.Join(err, c.Close()); err != nil {
+		return report, err
+	}
+	if err := s.Manager.MarkLost(ctx, ours.Snapshots); err != nil {
 		return report, err
 	}
 	cl, err := s.open(ctx, dial, s.greeting(Replicate, ours))
@@ -283,6 +281,10 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.carryOut(ctx, cl, plan, ours, &report); err != nil {
 		return report, err
 	}
+	lost := lostOf(ours, plan, cl.other.Host)
+	if lost != nil && len(lost.Channels) > 0 {
+		return report, lost
+	}
 	if err := s.sendState(ctx, cl, dir, copied, asOf); err != nil {
 		return report, err
 	}
@@ -292,14 +294,62 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 		gone[id] = true
 	}
 	for _, snapshot := range theirs.Snapshots {
-		if snapshot.Deleted.IsZero() && !gone[snapshot.ID] {
+		if snapshot.Deleted.IsZero() && !snapshot.Lost && !gone[snapshot.ID] {
 			report.Held = append(report.Held, snapshot.ID)
 		}
 	}
 	for _, sent := range report.Snapshots {
 		report.Held = append(report.Held, sent.ID)
 	}
+	if lost != nil {
+		return report, lost
+	}
 	return report, nil
+}
+
+// LostError names snapshots that neither this server nor a replica has any
+// more. Everything else was sent; the catalog only if no channel points to one
+// of them.
+type LostError struct {
+	Host      string // the replica's
+	Snapshots []image.Snapshot
+	Channels  []string
+}
+
+func (e *LostError) Error() string {
+	refs := make([]string, len(e.Snapshots))
+	for i, s := range e.Snapshots {
+		refs[i] = fmt.Sprintf("%s (%s)", s.Ref(), s.ID)
+	}
+	text := fmt.Sprintf("the store here has lost %s, and %s has no copy; all other snapshots are there. `sidus import --stream` brings back what was exported, `sidus delete` gives it up",
+		strings.Join(refs, ", "), e.Host)
+	if len(e.Channels) > 0 {
+		text += fmt.Sprintf("; until the channels %s point to something else (`sidus promote`, `sidus channel rollback`) %s keeps the catalog that it has", strings.Join(e.Channels, ", "), e.Host)
+	}
+	return text
+}
+
+// Unwrap makes it one of store.ErrNotFound.
+func (e *LostError) Unwrap() error { return store.ErrNotFound }
+
+// lostOf is nil if nothing is lost.
+func lostOf(ours image.Inventory, plan replicate.Plan, host string) *LostError {
+	if len(plan.Lost) == 0 {
+		return nil
+	}
+	e := &LostError{Host: host}
+	for _, s := range ours.Snapshots {
+		if slices.Contains(plan.Lost, s.ID) {
+			e.Snapshots = append(e.Snapshots, s)
+		}
+	}
+	for name, id := range ours.Channels {
+		if slices.Contains(plan.Lost, id) {
+			e.Channels = append(e.Channels, name)
+		}
+	}
+	slices.Sort(e.Channels)
+	return e
 }
 
 // plan decides what is sent. If the replica has something that this server
@@ -328,6 +378,9 @@ func (s *Sender) plan(ctx context.Context, cl *client, ours image.Inventory, the
 		return plan, err
 	}
 	if err := s.Discard(err); err != nil {
+		return plan, err
+	}
+	if d.Booted, err = s.Manager.Booted(ctx); err != nil {
 		return plan, err
 	}
 	if err := cl.ask(msgDrop, d, msgDone, &struct{}{}); err != nil {
@@ -383,7 +436,7 @@ func siteOf(i image.Inventory) (site replicate.Site) {
 		site.Trees = append(site.Trees, replicate.Tree{ID: id, Name: "deleted " + id})
 	}
 	for _, s := range i.Snapshots {
-		site.Snapshots = append(site.Snapshots, replicate.Snapshot{ID: s.ID, Parent: s.Parent, Tree: s.TreeID, Number: s.Number, Deleted: !s.Deleted.IsZero()})
+		site.Snapshots = append(site.Snapshots, replicate.Snapshot{ID: s.ID, Parent: s.Parent, Tree: s.TreeID, Number: s.Number, Deleted: !s.Deleted.IsZero(), Lost: s.Lost})
 	}
 	for name, id := range i.Channels {
 		site.Channels = append(site.Channels, replicate.Channel{Name: name, Snapshot: id})
@@ -435,12 +488,16 @@ func (s *Sender) sendState(ctx context.Context, cl *client, dir, copied string, 
 	if st.Properties, err = s.Manager.PropertiesOfTrees(ctx); err != nil {
 		return err
 	}
-	packed, err := os.Create(filepath.Join(dir, "state.tar.zst"))
+	packed, err := os.OpenFile(filepath.Join(dir, "state.tar.zst"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	defer packed.Close()
-	if st.SHA256, err = packState(copied, s.Layout, packed); err != nil {
+	st.Recipes = cl.other.can(takesRecipes)
+	if !st.Recipes {
+		s.Log.Debugf("%s does not take recipes: update sidus there", cl.other.Host)
+	}
+	if st.SHA256, err = packState(copied, s.Layout, st.Recipes, packed); err != nil {
 		return err
 	}
 	if _, err := packed.Seek(0, io.SeekStart); err != nil {

@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -18,15 +19,21 @@ import (
 
 	"sidus/image"
 	"sidus/image/catalog"
+	"sidus/image/store/keptfiles"
 )
 
 // State is packed as a tar archive, compressed by zstd: the catalog as
-// sidus.db, and the files below secrets/.
-const catalogName = "sidus.db"
+// sidus.db, and the files below secrets/ and recipes/.
+const (
+	catalogName   = "sidus.db"
+	secretsFolder = "secrets/"
+	recipesFolder = "recipes/"
+)
 
-// packState writes the copy of a catalog, and the secrets of a state folder but
-// for those of this server alone, to a file. It returns the SHA-256 of it.
-func packState(copied string, layout image.Layout, to io.Writer) (sum string, err error) {
+// packState writes the copy of a catalog, the secrets of a state folder but for
+// those of this server alone, and the recipes that are kept there to a file. It
+// returns the SHA-256 of it.
+func packState(copied string, layout image.Layout, recipes bool, to io.Writer) (sum string, err error) {
 	hash := sha256.New()
 	z, err := zstd.NewWriter(io.MultiWriter(to, hash), zstd.WithEncoderConcurrency(1))
 	if err != nil {
@@ -52,10 +59,27 @@ func packState(copied string, layout image.Layout, to io.Writer) (sum string, er
 		}
 		return packFile(out, path, name)
 	})
+	if err == nil && recipes {
+		err = packRecipes(out, layout)
+	}
 	if err = errors.Join(err, out.Close(), z.Close()); err != nil {
 		return "", fmt.Errorf("pack the catalog and the secrets: %w", err)
 	}
 	return hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+func packRecipes(out *tar.Writer, layout image.Layout) error {
+	paths, err := layout.RecipeFiles()
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		err := packFile(out, path, recipesFolder+filepath.Base(path))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // its tree was deleted a moment ago
+			return err
+		}
+	}
+	return nil
 }
 
 func packFile(out *tar.Writer, path, name string) error {
@@ -97,7 +121,7 @@ func unpackState(r io.Reader, dir, sum string) error {
 		if err != nil {
 			return fmt.Errorf("the catalog that arrives: %w", err)
 		}
-		if !filepath.IsLocal(header.Name) || header.Typeflag != tar.TypeReg || header.Name != catalogName && !strings.HasPrefix(header.Name, "secrets/") {
+		if !filepath.IsLocal(header.Name) || header.Typeflag != tar.TypeReg || header.Name != catalogName && !strings.HasPrefix(header.Name, secretsFolder) && !strings.HasPrefix(header.Name, recipesFolder) {
 			return fmt.Errorf("%w: the state holds %.80q", ErrProtocol, header.Name)
 		}
 		if err := writeSecret(filepath.Join(dir, header.Name), in); err != nil {
@@ -201,19 +225,8 @@ func installSecret(from, to string) error {
 	if old, err := os.ReadFile(to); err == nil && string(old) == string(text) {
 		return nil
 	}
-	temp := filepath.Join(filepath.Dir(to), ".new-"+filepath.Base(to))
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
 	}
-	if err := writeSecret(temp, strings.NewReader(string(text))); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, to); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(to))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return keptfiles.Write(filepath.Dir(to), filepath.Base(to), bytes.NewReader(text))
 }

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -26,6 +27,7 @@ import (
 	"time"
 
 	"sidus/image"
+	"sidus/image/store/keptfiles"
 )
 
 // Token is what a sender needs for a receiver that listens for TLS: the
@@ -117,14 +119,7 @@ func makeOnce(path string, anew bool, content func() ([]byte, error)) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	if err := writeSecret(temp, strings.NewReader(string(text))); err != nil {
-		return nil, err
-	}
-	return text, os.Rename(temp, path)
+	return text, keptfiles.Write(filepath.Dir(path), filepath.Base(path), bytes.NewReader(text))
 }
 
 // makeCertificate makes a key and a certificate that it signs itself. Senders
@@ -197,6 +192,9 @@ const (
 	maxWaiting = 32
 )
 
+// maxGreeting bounds what is read of a sender whose token is wrong, in bytes.
+const maxGreeting = 1 << 20
+
 // Listen answers senders that come by TLS, until ctx ends, and returns nil
 // then. It closes l.
 func (r *Receiver) Listen(ctx context.Context, l net.Listener, identity *Identity) error {
@@ -243,7 +241,7 @@ func (r *Receiver) Listen(ctx context.Context, l net.Listener, identity *Identit
 }
 
 // authenticate reads the secret of a sender.
-func (r *Receiver) authenticate(conn net.Conn, identity *Identity) error {
+func (r *Receiver) authenticate(conn *tls.Conn, identity *Identity) error {
 	if err := conn.SetDeadline(time.Now().Add(authTime)); err != nil {
 		return err
 	}
@@ -254,12 +252,12 @@ func (r *Receiver) authenticate(conn net.Conn, identity *Identity) error {
 	if subtle.ConstantTimeCompare(secret[:], identity.token.secret[:]) != 1 {
 		err := fmt.Errorf("%w; `sidus receive --token` on %s prints the right one", ErrToken, hostname())
 		c := newWire(conn)
-		// The sender's greeting is read, so that closing does not take back
-		// what is said to him.
 		_ = c.greet()
-		_ = c.meet()
-		_, _ = c.message()
 		_ = c.send(msgError, remote(err))
+		_ = conn.CloseWrite()
+		// What he says is read until he has heard that and goes away, so that
+		// closing does not take it back; nothing of it is kept.
+		_, _ = io.CopyN(io.Discard, conn, maxGreeting)
 		return err
 	}
 	return conn.SetDeadline(time.Time{})

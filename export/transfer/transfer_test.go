@@ -581,3 +581,25 @@ func TestHolds(t *testing.T) {
 	}
 	must(t, a.manager.DeleteSnapshot(ctx, list[1].ID))
 }
+
+// TestProgressOfDifferences: how long a difference is going to be is guessed,
+// too.
+func TestProgressOfDifferences(t *testing.T) {
+	a, b, list := pair(t, true)
+	guesses := map[string]int64{}
+	sender := a.sender()
+	sender.Progress = func(ref string, p stream.Progress) {
+		if p != (stream.Progress{}) {
+			guesses[ref] = p.Total
+		}
+	}
+	connect, ended := dial(b.receiver(), 0, nil)
+	report, err := sender.Replicate(t.Context(), connect)
+	must(t, errors.Join(err, ended()))
+	for i, want := range []int64{300 * kib, 20 * kib, 30 * kib} {
+		ref := list[i].Ref()
+		if got := guesses[ref]; got < want || got > want+16*kib {
+			t.Errorf("%s (base %q): guessed %d, the file has %d", ref, report.Snapshots[i].Base, got, want)
+		}
+	}
+}

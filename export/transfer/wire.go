@@ -3,6 +3,7 @@ package transfer
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // preface is the first line that each side writes. What stands before it was
@@ -27,6 +29,7 @@ const (
 	frameData    = 'D' // bytes of what a message has announced
 	frameEnd     = 'E' // all of it was sent
 	frameAbort   = 'X' // the rest does not come; the content says why
+	frameAlive   = 'K' // nothing: the sender is still there
 )
 
 const (
@@ -79,6 +82,50 @@ func (c *wire) write(p []byte) error {
 	return nil
 }
 
+// keepAlive writes something at least once in an interval, until ctx ends or the
+// connection does.
+func (c *wire) keepAlive(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for before := int64(0); ; before = c.sent.Load() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if c.sent.Load() != before {
+			continue
+		}
+		if err := c.frame(frameAlive, nil); err != nil {
+			return // whoever says something next meets it, too
+		}
+	}
+}
+
+// watched is a connection that is closed when nothing comes for too long while
+// somebody waits: a machine that lost its power does not say so.
+type watched struct {
+	io.ReadWriteCloser
+	limit time.Duration // 0: none
+	dead  atomic.Bool
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	if w.limit <= 0 {
+		return w.ReadWriteCloser.Read(p)
+	}
+	timer := time.AfterFunc(w.limit, func() {
+		w.dead.Store(true)
+		_ = w.Close()
+	})
+	defer timer.Stop()
+	n, err := w.ReadWriteCloser.Read(p)
+	if err != nil && w.dead.Load() {
+		err = fmt.Errorf("nothing was heard of the other side for %s", w.limit)
+	}
+	return n, err
+}
+
 // greet writes the preface.
 func (c *wire) greet() error { return c.write([]byte(preface)) }
 
@@ -114,11 +161,13 @@ func (c *wire) frame(kind byte, content []byte) error {
 	return c.write(append(b, content...))
 }
 
-// next reads one frame.
+// next reads one frame that says something.
 func (c *wire) next() (kind byte, content []byte, err error) {
 	var head [5]byte
-	if _, err := io.ReadFull(c.r, head[:]); err != nil {
-		return 0, nil, cutError(err)
+	for head[0] == 0 || head == [5]byte{frameAlive} {
+		if _, err := io.ReadFull(c.r, head[:]); err != nil {
+			return 0, nil, cutError(err)
+		}
 	}
 	limit := uint32(maxData)
 	if head[0] == frameMessage {
@@ -184,6 +233,41 @@ func (e envelope) decode(into any) error {
 		return fmt.Errorf("%w: the message %q: %w", ErrProtocol, e.Kind, err)
 	}
 	return nil
+}
+
+// gate is a reader that can be shut: a store that gives up may leave somebody
+// behind who reads.
+type gate struct {
+	mu   sync.Mutex // held while somebody reads
+	r    io.Reader
+	shut atomic.Bool
+}
+
+var errShut = errors.New("nobody wants this any more")
+
+func (g *gate) Read(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.shut.Load() {
+		return 0, errShut
+	}
+	return g.r.Read(p)
+}
+
+// close lets nobody begin to read. busy tells that somebody still does; wait
+// returns when he has ended.
+func (g *gate) close() (busy bool) {
+	g.shut.Store(true)
+	if !g.mu.TryLock() {
+		return true
+	}
+	g.mu.Unlock()
+	return false
+}
+
+func (g *gate) wait() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 }
 
 // dataReader yields the data frames up to the end. Each other frame is an error

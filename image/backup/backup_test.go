@@ -19,6 +19,7 @@ import (
 	"sidus/image"
 	"sidus/image/catalog"
 	"sidus/image/store"
+	"sidus/image/store/keptfiles"
 )
 
 // newState makes a state folder with a catalog that says who it is.
@@ -36,14 +37,14 @@ func newState(t *testing.T, name string) (image.Layout, *catalog.Catalog) {
 		return catalog.SetMeta(tx, "name", name)
 	}))
 	for path, text := range map[string]string{
-		"secrets/site.key":     strings.Repeat("k", 31) + name[:1],
-		"secrets/nodes/n1/key": "munge",
-		"settings.yaml":        "a: b\n",
-		"store/store.img":      strings.Repeat("big", 1000),
-		"cache/packages/a.deb": "package",
-		"log/build/base.log":   "log",
-		"locks/head.lock":      "",
-		".scratch":             "cut",
+		"secrets/site.key":      strings.Repeat("k", 31) + name[:1],
+		"secrets/nodes/n1/key":  "munge",
+		"settings.yaml":         "a: b\n",
+		"store/store.img":       strings.Repeat("big", 1000),
+		"cache/packages/a.deb":  "package",
+		"log/build/base.log":    "log",
+		"locks/head.lock":       "",
+		".scratch/backup-1/key": "cut",
 	} {
 		path = filepath.Join(layout.Dir, path)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
@@ -78,6 +79,11 @@ func nameOf(t *testing.T, layout image.Layout) (name string, intents int) {
 		return errors.Join(err, listErr)
 	}))
 	return name, intents
+}
+
+// scratchOf lists the temporary folders, those in use included.
+func scratchOf(layout image.Layout) ([]string, error) {
+	return filepath.Glob(filepath.Join(layout.Scratch(), "*"))
 }
 
 func backupOf(t *testing.T, layout image.Layout, cat *catalog.Catalog) []byte {
@@ -116,7 +122,7 @@ func TestThereAndBack(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
-	if left, _ := filepath.Glob(filepath.Join(from.Dir, ".backup-*")); len(left) > 0 {
+	if left, _ := scratchOf(from); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
 	to := image.Layout{Dir: filepath.Join(t.TempDir(), "new", "state")}
@@ -206,6 +212,40 @@ func TestBackupBesideWriters(t *testing.T) {
 		must(t, copied.Close())
 	}
 	<-done
+}
+
+// Files that are replaced, and that come and go, while a backup is written are
+// in it as they were, or not at all.
+func TestBackupBesideReplacements(t *testing.T) {
+	layout, cat := newState(t, "one")
+	must(t, os.MkdirAll(layout.Recipes(), 0o700))
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		text := bytes.Repeat([]byte("x"), 1<<20)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			text[0] = byte(i)
+			if err := keptfiles.Write(layout.Recipes(), "a.tar", bytes.NewReader(text)); err != nil {
+				done <- err
+				return
+			}
+			if i%3 == 0 {
+				_ = os.Remove(filepath.Join(layout.Recipes(), "a.tar"))
+			}
+		}
+	}()
+	for range 20 {
+		if _, err := bring(t, backupOf(t, layout, cat), image.Layout{Dir: t.TempDir()}); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	must(t, <-done)
 }
 
 // A state that is there is kept aside, with its store and caches in place.

@@ -12,23 +12,27 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"sidus/image"
 	"sidus/image/catalog"
+	"sidus/image/scratch"
 )
 
 // Write writes a backup of a state folder whose catalog is open. Other
 // processes may work meanwhile: the catalog is that of one moment.
 func Write(ctx context.Context, w io.Writer, layout image.Layout, cat *catalog.Catalog, program string) (m Manifest, err error) {
-	sweep(layout.Dir)
-	work, err := os.MkdirTemp(layout.Dir, ".backup-")
+	folder, err := layout.MakeScratch("backup")
 	if err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	work := folder.Path()
 	copied := filepath.Join(work, catalogName)
 	if err := cat.CopyTo(ctx, copied); err != nil {
 		return m, err
@@ -40,10 +44,11 @@ func Write(ctx context.Context, w io.Writer, layout image.Layout, cat *catalog.C
 	if err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
+	paths, err = hold(layout.Dir, paths, work, sources)
+	if err != nil {
+		return m, fmt.Errorf("backup: %w", err)
+	}
 	for _, path := range append([]string{catalogName}, paths...) {
-		if sources[path] == "" {
-			sources[path] = filepath.Join(layout.Dir, path)
-		}
 		size, sum, err := digest(sources[path])
 		if err != nil {
 			return m, fmt.Errorf("backup: %w", err)
@@ -66,7 +71,7 @@ func list(dir string) (paths []string, err error) {
 		if err != nil || relative == "." {
 			return err
 		}
-		if excluded(relative) {
+		if excluded(relative) || strings.HasPrefix(entry.Name(), ".") { // not whole yet
 			if entry.IsDir() {
 				return fs.SkipDir
 			}
@@ -78,6 +83,27 @@ func list(dir string) (paths []string, err error) {
 		return nil
 	})
 	return paths, err
+}
+
+// hold gives each file that is there a second name in the folder work, by which
+// it stays as it is when another takes its place. It fills in sources, and
+// returns the files that have not gone meanwhile.
+func hold(dir string, paths []string, work string, sources map[string]string) (there []string, err error) {
+	for i, path := range paths {
+		from, held := filepath.Join(dir, path), filepath.Join(work, strconv.Itoa(i))
+		err := os.Link(from, held)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), errors.Is(err, unix.EMLINK):
+			held = from // it lies on another file system, or on one without links
+		case err != nil:
+			return nil, err
+		}
+		sources[path] = held
+		there = append(there, path)
+	}
+	return there, nil
 }
 
 func digest(path string) (size int64, sum string, err error) {
@@ -147,29 +173,18 @@ func addFile(out *tar.Writer, m Manifest, f File, source string) error {
 // whole, or not at all. If one is there, the error wraps fs.ErrExist, unless
 // replace is set.
 func WriteFile(ctx context.Context, path string, replace bool, layout image.Layout, cat *catalog.Catalog, program string) (m Manifest, err error) {
-	if info, err := os.Lstat(path); err == nil && (!replace || !info.Mode().IsRegular()) {
-		return m, fmt.Errorf("%s: %w", path, fs.ErrExist)
-	}
-	file, err := os.CreateTemp(filepath.Dir(path), ".sidus-backup-") // mode 0600
+	file, err := scratch.NewFile(path, replace)
 	if err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			_ = file.Close()
-			_ = os.Remove(file.Name())
-		}
-	}()
+	defer file.Discard()
 	if m, err = Write(ctx, file, layout, cat, program); err != nil {
 		return m, err
 	}
-	if err := errors.Join(file.Sync(), file.Close()); err != nil {
+	if err := file.Keep(); err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
-	if err := os.Rename(file.Name(), path); err != nil {
-		return m, fmt.Errorf("backup: %w", err)
-	}
-	return m, syncDir(filepath.Dir(path))
+	return m, nil
 }
 
 func syncDir(path string) error {

@@ -103,7 +103,7 @@ func mmdebstrapArgs(b *Base, root string, lines []string) []string {
 		args = append(args, "--include="+strings.Join(b.Include, ","))
 	}
 	if b.Keyring != "" {
-		args = append(args, "--keyring="+b.Keyring)
+		args = append(args, "--keyring="+b.keyring)
 	}
 	if len(b.Exclude) > 0 {
 		// mmdebstrap has no option for it; apt does not choose what has a
@@ -135,7 +135,7 @@ func debootstrapArgs(b *Base, root string, lines []string) []string {
 		args = append(args, "--exclude="+strings.Join(b.Exclude, ","))
 	}
 	if b.Keyring != "" {
-		args = append(args, "--keyring="+b.Keyring)
+		args = append(args, "--keyring="+b.keyring)
 	}
 	return append(args, b.Suite, root, parseList(lines[0])[0].uri)
 }

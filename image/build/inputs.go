@@ -66,7 +66,7 @@ func gather(ctx context.Context, r *Recipe, bootDigest string, digests *digestCa
 			all[i].Boot = bootDigest
 		case KindBase:
 			if p.Base.Keyring != "" {
-				digest, err := digests.file(nil, p.Base.Keyring)
+				digest, err := digests.file(nil, p.Base.keyring)
 				if err != nil {
 					return nil, &RecipeError{File: p.File, Line: p.Line, Text: "keyring: " + underlying(err)}
 				}

@@ -16,21 +16,26 @@ var topKeys = []string{"tree", "from", "vars", "phases"}
 // values to variables that the recipe declares. Mistakes come back as
 // *RecipeError.
 func Load(file string, set map[string]string) (*Recipe, error) {
-	files, err := loadChain(file)
+	return load(file, here(), set)
+}
+
+func load(file string, at place, set map[string]string) (*Recipe, error) {
+	files, err := loadChain(file, at)
 	if err != nil {
 		return nil, err
 	}
-	return assemble(file, files, set)
+	return assemble(file, at, files, set)
 }
 
 // parsed is one file of a chain of recipes.
 type parsed struct {
 	source source
+	text   []byte
 	top    map[string]field
 }
 
 // loadChain reads file and what it starts from, the latter first.
-func loadChain(file string) ([]parsed, error) {
+func loadChain(file string, at place) ([]parsed, error) {
 	var (
 		chain []parsed
 		infos []os.FileInfo
@@ -47,7 +52,7 @@ func loadChain(file string) ([]parsed, error) {
 		return err
 	}
 	for {
-		info, err := os.Stat(file)
+		info, err := os.Stat(at.path(file))
 		if err == nil {
 			for _, seen := range infos {
 				if os.SameFile(seen, info) {
@@ -59,11 +64,11 @@ func loadChain(file string) ([]parsed, error) {
 		if len(infos) > MaxFrom {
 			return nil, user.errorf(from, "more than %d recipes start from one another", MaxFrom)
 		}
-		text, err := readFile(file)
+		text, err := readFile(file, at)
 		if err != nil {
 			return nil, fail(err)
 		}
-		p := parsed{source: source{file: file}}
+		p := parsed{source: source{file: file, at: at}, text: text}
 		root, err := p.source.parse(text)
 		if err != nil {
 			return nil, fail(err)
@@ -92,8 +97,8 @@ func loadChain(file string) ([]parsed, error) {
 }
 
 // assemble decodes the files of a chain into one recipe.
-func assemble(file string, chain []parsed, set map[string]string) (*Recipe, error) {
-	r := &Recipe{File: file, Vars: make(map[string]string)}
+func assemble(file string, at place, chain []parsed, set map[string]string) (*Recipe, error) {
+	r := &Recipe{File: file, Vars: make(map[string]string), at: at, set: set, chain: chain}
 	missing := make(map[string]error)
 	for i := range chain {
 		if err := chain[i].declare(r.Vars, missing); err != nil {

@@ -241,7 +241,7 @@ func FuzzRecipe(f *testing.F) {
 		}
 		var r *Recipe
 		if err == nil {
-			r, err = assemble("fuzz.yaml", []parsed{p}, nil)
+			r, err = assemble("fuzz.yaml", place{}, []parsed{p}, nil)
 		}
 		if err != nil {
 			var mistake *RecipeError

@@ -12,11 +12,14 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"sidus/image/spell"
 )
 
 // source is one recipe file while it is decoded.
 type source struct {
 	file string
+	at   place
 	vars map[string]string // nil: nothing is replaced yet
 }
 
@@ -28,16 +31,16 @@ func (s *source) errorf(n *yaml.Node, format string, args ...any) error {
 	return e
 }
 
-// readFile reads a regular file of bounded size.
-func readFile(name string) ([]byte, error) {
-	info, err := os.Stat(name)
+// readFile reads a recipe, a regular file of bounded size.
+func readFile(name string, at place) ([]byte, error) {
+	info, err := os.Stat(at.path(name))
 	if err != nil {
 		return nil, &RecipeError{File: name, Text: underlying(err)}
 	}
 	if !info.Mode().IsRegular() {
 		return nil, &RecipeError{File: name, Text: "not a file"}
 	}
-	f, err := os.Open(name)
+	f, err := os.Open(at.path(name))
 	if err != nil {
 		return nil, &RecipeError{File: name, Text: underlying(err)}
 	}
@@ -313,30 +316,9 @@ func nearest(word string, valid []string) string {
 	}
 	best, bestDistance := "", max(2, len(word)/3)+1
 	for _, v := range valid {
-		if d := distance(word, v); d < bestDistance {
+		if d := spell.Distance(word, v); d < bestDistance {
 			best, bestDistance = v, d
 		}
 	}
 	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -16,7 +16,7 @@ func (s *source) phase(n *yaml.Node) (*Phase, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Phase{File: s.file, Line: n.Line}
+	p := &Phase{File: s.file, Line: n.Line, at: s.at}
 	if f, ok := fields["name"]; ok {
 		if p.Name, err = s.word(f.value, "name", phaseNameForm); err != nil {
 			return nil, err
@@ -116,8 +116,9 @@ func (s *source) base(n *yaml.Node) (*Base, error) {
 		if b.Keyring, err = s.text(f.value, "keyring"); err != nil {
 			return nil, err
 		}
-		if !filepath.IsAbs(b.Keyring) {
+		if b.keyring = b.Keyring; !filepath.IsAbs(b.Keyring) {
 			b.Keyring = filepath.Join(filepath.Dir(s.file), b.Keyring)
+			b.keyring, b.beside = s.at.path(b.Keyring), true
 		}
 	}
 	if f, ok := fields["slim"]; ok {

@@ -38,6 +38,10 @@ type Recipe struct {
 	Tree   string // default name of the tree; "" if the recipe names none
 	Vars   map[string]string
 	Phases []Phase
+
+	at    place
+	set   map[string]string // the values that were given to Load
+	chain []parsed
 }
 
 // Phase is one step of a recipe. Exactly one of the pointers is set, as Kind
@@ -49,6 +53,8 @@ type Phase struct {
 	Line int    // where it begins
 	Vars map[string]string
 
+	at place
+
 	Base     *Base
 	Packages *Packages
 	Purge    *Purge
@@ -58,7 +64,7 @@ type Phase struct {
 }
 
 // dir is the folder that the phase's files are relative to.
-func (p *Phase) dir() string { return filepath.Dir(p.File) }
+func (p *Phase) dir() string { return p.at.path(filepath.Dir(p.File)) }
 
 // step is the part that the kind says.
 func (p *Phase) step() any {
@@ -94,6 +100,9 @@ type Base struct {
 	Exclude      []string `json:"exclude,omitempty"`
 	Keyring      string   `json:"keyring,omitempty"`
 	Slim         bool     `json:"slim,omitempty"` // no manuals, documentation, translations
+
+	keyring string // where it lies; Keyring says how it is named
+	beside  bool   // the recipe names it relative to itself
 }
 
 // Packages installs packages.

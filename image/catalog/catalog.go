@@ -151,8 +151,16 @@ func transact(ctx context.Context, db beginner, body func(tx *sql.Tx) error) err
 	return nil
 }
 
-// CopyTo writes a consistent copy of the catalog to the new file path.
+// CopyTo writes a consistent copy of the catalog to the new file path, mode
+// 0600.
 func (c *Catalog) CopyTo(ctx context.Context, path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = file.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("copy the catalog: %w", err)
+	}
 	// It only reads, but a connection that is query_only refuses it.
 	if _, err := c.write.ExecContext(ctx, `VACUUM INTO ?`, path); err != nil {
 		return fmt.Errorf("copy the catalog to %s: %w", path, explain(c.path, err))

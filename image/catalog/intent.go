@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -100,6 +101,34 @@ func End(tx *sql.Tx, id int64) error {
 		return fmt.Errorf("catalog: end the intent %d: %w", id, err)
 	}
 	return nil
+}
+
+// Abandon gives up an intent: whoever finds it cleans up, as if its process were
+// dead.
+func Abandon(tx *sql.Tx, id int64) error {
+	if _, err := tx.Exec(`UPDATE intent SET pid = 0, boot = '' WHERE id = ?`, id); err != nil {
+		return fmt.Errorf("catalog: give up the intent %d: %w", id, err)
+	}
+	return nil
+}
+
+// Inherit makes the intent of a dead process one of this process, so that
+// nobody else cleans up what it names. mine is false if it has ended, or is that
+// of a live process.
+func Inherit(tx *sql.Tx, id int64) (mine bool, err error) {
+	var of Process
+	err = tx.QueryRow(`SELECT pid, started, boot FROM intent WHERE id = ?`, id).Scan(&of.PID, &of.Started, &of.Boot)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && of.Alive() {
+		return false, nil
+	}
+	if err == nil {
+		process := CurrentProcess()
+		_, err = tx.Exec(`UPDATE intent SET pid = ?, started = ?, boot = ? WHERE id = ?`, process.PID, process.Started, process.Boot, id)
+	}
+	if err != nil {
+		return false, fmt.Errorf("catalog: take over the intent %d: %w", id, err)
+	}
+	return true, nil
 }
 
 // Intents returns all that is on record, the oldest first.

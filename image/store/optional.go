@@ -28,6 +28,30 @@ type Waiter interface {
 	Wait(ctx context.Context) error
 }
 
+// Collector is a store in which more may be left than List shows: of what was
+// destroyed while something still depended on it, and of processes that were
+// killed.
+type Collector interface {
+	// Remnants lists what is left.
+	Remnants(ctx context.Context) ([]Remnant, error)
+	// Collect removes all of it that nothing needs any more.
+	Collect(ctx context.Context) error
+}
+
+// Remnant is something that is left in a Collector.
+type Remnant struct {
+	What   string `json:"what"`             // for people: "the destroyed volume …"
+	Reason string `json:"reason,omitempty"` // why it stays, and what ends that; "" if Collect removes it
+	Bytes  int64  `json:"bytes"`            // that are free when it is gone
+}
+
+// Encrypter is a store that may hold snapshots encrypted. What Send writes of one
+// is encrypted, too; what a mount shows is not.
+type Encrypter interface {
+	// Encrypted tells whether s is encrypted. ErrNotFound if it is missing.
+	Encrypted(ctx context.Context, s SnapshotID) (bool, error)
+}
+
 // ValidateKeptName checks a name for Keeper. The error wraps ErrBadName.
 func ValidateKeptName(name string) error {
 	ok := len(name) >= 1 && len(name) <= 64

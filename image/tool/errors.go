@@ -13,6 +13,9 @@ import (
 // exec.ErrNotFound.
 var ErrNotInstalled = fmt.Errorf("the program is not installed: %w", exec.ErrNotFound)
 
+// errHangs is in the Error of a program that was killed and does not end.
+var errHangs = errors.New("it was killed, and hangs in the kernel")
+
 // Error is how a program failed.
 type Error struct {
 	Args     []string      // the program and its arguments
@@ -20,7 +23,7 @@ type Error struct {
 	Stderr   string        // the end of what it wrote to standard error
 	Duration time.Duration // how long it ran
 	Err      error         // what os/exec said
-	Cause    error         // why the context was done; nil if it was not
+	Cause    error         // why it was stopped: the context's; nil if it ended by itself
 }
 
 func (e *Error) Error() string {
@@ -28,6 +31,9 @@ func (e *Error) Error() string {
 	text.WriteString(CommandLine(e.Args) + ": ")
 	if e.Cause != nil {
 		text.WriteString("stopped: " + e.Cause.Error())
+		if e.Err == errHangs {
+			text.WriteString(" (" + e.Err.Error() + ")")
+		}
 	} else {
 		text.WriteString(e.Err.Error())
 	}

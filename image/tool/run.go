@@ -47,7 +47,8 @@ type Options struct {
 const ioDelay = 10 * time.Second
 
 // Run runs a program and waits until it has ended. When ctx is done first, the
-// program's process group is killed.
+// program's process group is killed; one that does not end even then, since it
+// hangs in the kernel, is left behind.
 //
 // The error is ErrNotInstalled if there is no such program, else an *Error.
 func Run(ctx context.Context, o Options, name string, args ...string) error {
@@ -71,21 +72,27 @@ func Run(ctx context.Context, o Options, name string, args ...string) error {
 	cmd.SysProcAttr = ownGroup(o.SysProcAttr)
 	cmd.WaitDelay = o.Grace + ioDelay
 	var group atomic.Int64
+	var stopped atomic.Bool
 	cmd.Cancel = func() error {
-		group.Store(int64(cmd.Process.Pid))
-		if o.Grace <= 0 {
-			return killGroup(cmd.Process.Pid, syscall.SIGKILL)
-		}
 		pid := cmd.Process.Pid
-		time.AfterFunc(o.Grace, func() {
-			if group.Load() == int64(pid) { // not waited for yet
-				_ = killGroup(pid, syscall.SIGKILL)
-			}
-		})
-		return killGroup(pid, syscall.SIGTERM)
+		group.Store(int64(pid))
+		signal := syscall.SIGKILL
+		if o.Grace > 0 {
+			signal = syscall.SIGTERM
+			time.AfterFunc(o.Grace, func() {
+				if group.Load() == int64(pid) { // not waited for yet
+					_ = killGroup(pid, syscall.SIGKILL)
+				}
+			})
+		}
+		err := killGroup(pid, signal)
+		stopped.Store(err == nil)
+		return err
 	}
 	begin := time.Now()
-	err = cmd.Run()
+	if err = cmd.Start(); err == nil {
+		err = wait(ctx, cmd)
+	}
 	took := time.Since(begin)
 	if pid := group.Swap(0); pid != 0 {
 		// The leader is gone; what it started and left behind goes too.
@@ -94,17 +101,45 @@ func Run(ctx context.Context, o Options, name string, args ...string) error {
 	if o.Log != nil {
 		o.Log.WithFields(logrus.Fields{"duration": took.Round(time.Microsecond), "command": CommandLine(cmd.Args)}).Debug("ran a program")
 	}
-	if err == nil {
+	failed := &Error{Args: cmd.Args, ExitCode: -1, Duration: took, Err: err}
+	if err != errHangs { // else the program may still write there
+		failed.Stderr = tail.String()
+	}
+	exit := (*exec.ExitError)(nil)
+	switch {
+	case err == nil:
 		return nil
-	}
-	failed := &Error{Args: cmd.Args, ExitCode: -1, Stderr: tail.String(), Duration: took, Err: err}
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+	case errors.As(err, &exit):
 		failed.ExitCode = exit.ExitCode()
+		if o.Grace <= 0 && exit.Exited() {
+			return failed // it was quicker than the signal
+		}
 	}
-	if ctx.Err() != nil {
+	if stopped.Load() || err == errHangs || errors.Is(err, ctx.Err()) {
 		failed.Cause = context.Cause(ctx)
 	}
 	return failed
+}
+
+// wait waits for a program that was started. One that hangs in the kernel does
+// not end when it is killed: it is left behind, with errHangs.
+func wait(ctx context.Context, cmd *exec.Cmd) error {
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	// When WaitDelay is over, its output is not read any more.
+	limit := time.NewTimer(cmd.WaitDelay + time.Second)
+	defer limit.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-limit.C:
+		return errHangs
+	}
 }
 
 // Output is Run that returns what the program wrote to its standard output.

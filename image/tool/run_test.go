@@ -87,6 +87,35 @@ func TestCancelKillsTheGroup(t *testing.T) {
 	}
 }
 
+// TestOwnEnd: what a program that has ended by itself says of its end is not
+// taken for that of a program that was stopped, if it is to be stopped just then.
+func TestOwnEnd(t *testing.T) {
+	why := errors.New("enough")
+	own := 0
+	for range 100 {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		err := Run(ctx, Options{Stdout: writerFunc(func() { cancel(why) })}, "sh", "-c", "echo ready; exit 3")
+		failed := (*Error)(nil)
+		if !errors.As(err, &failed) {
+			t.Fatal(err)
+		}
+		if failed.ExitCode == 3 {
+			own++
+		}
+		if errors.Is(err, why) != (failed.ExitCode == -1) {
+			t.Fatalf("exit status %d: %v", failed.ExitCode, err)
+		}
+	}
+	t.Logf("%d of 100 were quicker than the signal", own)
+}
+
+type writerFunc func()
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f()
+	return len(p), nil
+}
+
 // alive tells whether a process runs; a zombie that nobody reaps does not.
 func alive(pid int) bool {
 	out, _ := exec.Command("ps", "-o", "stat=", "-p", strconv.Itoa(pid)).Output()

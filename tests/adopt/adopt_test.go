@@ -158,6 +158,15 @@ func TestAnotherServerTakesOver(t *testing.T) {
 	tool(t, "zfs", "create", "-o", "mountpoint=legacy", dataset+"/receiving-"+partial)
 	tool(t, "zfs", "snapshot", "-o", "sidus:snapshot="+partial, dataset+"/receiving-"+partial+"@"+partial)
 
+	// Another server does not take it for its own.
+	other := server{t, filepath.Join(t.TempDir(), "other")}
+	if said, code := other.run("init", "--dataset", dataset); code != 4 || !strings.Contains(said, "sidus restore --from-store --dataset "+dataset) {
+		t.Errorf("init of another server's store: exit status %d", code)
+	}
+	if first.ids("deb") != before {
+		t.Error("that has changed what is there")
+	}
+
 	// The server is gone.
 	tool(t, "zpool", "export", pool)
 	saved := filepath.Join(t.TempDir(), "site.key")
@@ -293,11 +302,8 @@ func (s server) serve(port string) (stop func()) {
 // goes on when the key is loaded.
 func TestClientsWaitForTheKey(t *testing.T) {
 	pool, _ := newPool(t)
-	dataset, key := pool+"/sidus", filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(key, bytes.Repeat([]byte("k"), 32), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	tool(t, "zfs", "create", "-o", "mountpoint=none", "-o", "encryption=on", "-o", "keyformat=raw", "-o", "keylocation=file://"+key, dataset)
+	dataset := pool + "/sidus"
+	keyFile(t, dataset)
 	s := server{t, filepath.Join(t.TempDir(), "state")}
 	s.must("init", "--dataset", dataset)
 	s.must("import", "deb", "--dir", smallTree(t))

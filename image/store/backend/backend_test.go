@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -49,10 +50,18 @@ func TestWithin(t *testing.T) {
 	if err := Within(ctx, time.Millisecond, late, func(context.Context) error { <-hang; return nil }); err != late {
 		t.Errorf("one that cannot: %v", err)
 	}
-	cancelled, cancel := context.WithCancel(ctx)
-	cancel()
-	if err := Within(cancelled, time.Minute, late, func(ctx context.Context) error { <-ctx.Done(); return failed }); !errors.Is(err, context.Canceled) {
+	cancelled, cancel := context.WithCancelCause(ctx)
+	why := errors.New("why")
+	cancel(why)
+	stopped := func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("stopped: %w", context.Cause(ctx)) }
+	if err := Within(cancelled, time.Minute, late, stopped); err != why {
 		t.Errorf("cancelled: %v", err)
+	}
+	if err := Within(cancelled, time.Minute, late, func(context.Context) error { return failed }); err != failed {
+		t.Errorf("one that fails when it is cancelled, and not for that: %v", err)
+	}
+	if err := Within(ctx, time.Millisecond, late, func(ctx context.Context) error { <-ctx.Done(); return failed }); err != failed {
+		t.Errorf("one that fails at the last moment: %v", err)
 	}
 	if err := Within(ctx, 20*time.Millisecond, late, func(ctx context.Context) error { <-ctx.Done(); return nil }); err != nil {
 		t.Errorf("done at the last moment: %v", err)
@@ -65,6 +74,17 @@ func TestHuman(t *testing.T) {
 	} {
 		if got := Human(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+// TestWithinIsNotCancelledByItsEnd: whether the end of the work or that of its
+// context is noticed first is chance.
+func TestWithinIsNotCancelledByItsEnd(t *testing.T) {
+	late, failed := errors.New("late"), errors.New("failed")
+	for n := range 20000 {
+		if err := Within(t.Context(), time.Minute, late, func(context.Context) error { return failed }); err != failed {
+			t.Fatalf("call %d: %v", n, err)
 		}
 	}
 }

@@ -1,13 +1,16 @@
 package mountpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
@@ -17,9 +20,17 @@ import (
 // Table is a folder of mount points. Its methods may be called from several
 // goroutines.
 type Table struct {
+	// Limit is how long it may take to unmount something, unless this machine
+	// writes much back meanwhile, and half of what another process may take to
+	// mount or unmount it. It is set before the table is used.
+	Limit time.Duration
+
 	dir  string
 	gone func(name string) error
 }
+
+// DefaultLimit is the Limit of a new table: what takes minutes hangs.
+const DefaultLimit = 2 * time.Minute
 
 const (
 	gateSuffix = ".gate"
@@ -41,12 +52,25 @@ func New(dir string, gone func(name string) error) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Table{dir: real, gone: gone}, os.Chmod(real, 0o700)
+	return &Table{Limit: DefaultLimit, dir: real, gone: gone}, os.Chmod(real, 0o700)
 }
 
 // Path is where the thing is mounted when it is. A name is one component of a
 // path and ends with neither ".gate" nor ".held".
 func (t *Table) Path(name string) string { return filepath.Join(t.dir, name) }
+
+// lockGate locks the gate of a thing. A process that hangs in the kernel while it
+// mounts or unmounts keeps it, also when it was killed.
+func (t *Table) lockGate(name string) (*os.File, error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 2*t.Limit, fmt.Errorf(
+		"%w: another process has been mounting or unmounting it for %v: does the disk beneath answer?", store.ErrUnavailable, 2*t.Limit))
+	defer cancel()
+	gate, err := backend.LockFileWhenFree(ctx, t.Path(name)+gateSuffix, unix.LOCK_EX)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", t.Path(name), err)
+	}
+	return gate, nil
+}
 
 // Held is the use of a mount.
 type Held struct {
@@ -62,7 +86,7 @@ func (h *Held) Path() string { return h.table.Path(h.name) }
 // Hold uses a thing; mount is called to mount it on a folder if it is not
 // mounted yet. What mount fails with is returned as it is.
 func (t *Table) Hold(name string, mount func(folder string) error) (*Held, error) {
-	gate, err := backend.LockFile(t.Path(name)+gateSuffix, unix.LOCK_EX)
+	gate, err := t.lockGate(name)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +134,7 @@ func (h *Held) Release() error {
 
 func (h *Held) release() error {
 	t := h.table
-	gate, err := backend.LockFile(t.Path(h.name)+gateSuffix, unix.LOCK_EX)
+	gate, err := t.lockGate(h.name)
 	if err != nil {
 		return errors.Join(err, backend.Unlock(h.held))
 	}
@@ -139,7 +163,7 @@ type Excluded struct {
 // killed process left it mounted. The error wraps store.ErrInUse if someone
 // uses it.
 func (t *Table) Exclude(name string) (*Excluded, error) {
-	gate, err := backend.LockFile(t.Path(name)+gateSuffix, unix.LOCK_EX)
+	gate, err := t.lockGate(name)
 	if err != nil {
 		return nil, err
 	}
@@ -179,11 +203,11 @@ func (t *Table) takeAway(name string) error {
 		return t.gone(name)
 	}
 	for mounted {
-		if err := unix.Unmount(folder, unix.UMOUNT_NOFOLLOW); err != nil {
+		if err := t.unmount(folder); err != nil {
 			if errors.Is(err, unix.EBUSY) {
 				return fmt.Errorf("%s: %w: something in it is still open or mounted (fuser -vm %s says what): %w", folder, store.ErrInUse, folder, err)
 			}
-			return &os.PathError{Op: "unmount", Path: folder, Err: err}
+			return err
 		}
 		if mounted, err = isMounted(folder); err != nil {
 			return err
@@ -250,7 +274,7 @@ func (t *Table) Sweep() error {
 // isMounted tells whether something is mounted on exactly this folder.
 func isMounted(folder string) (bool, error) {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, folder, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	err := unix.Statx(unix.AT_FDCWD, folder, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	} else if err != nil {
@@ -264,14 +288,6 @@ func isMounted(folder string) (bool, error) {
 }
 
 func mountedByTable(folder string) (bool, error) {
-	mounts, err := readMounts()
-	if err != nil {
-		return false, err
-	}
-	for _, m := range mounts {
-		if m.path == folder {
-			return true, nil
-		}
-	}
-	return false, nil
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(folder))
+	return len(mounts) > 0, err
 }
