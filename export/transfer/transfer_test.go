@@ -549,7 +549,7 @@ func TestHolds(t *testing.T) {
 	must(t, a.manager.AddTarget(ctx, image.Target{Name: "second", URL: "ssh://b"}))
 	report, err := replicateTo(a, b)
 	must(t, err)
-	must(t, a.manager.TargetDone(ctx, "second", report.AsOf, report.Held, report.Bytes))
+	must(t, a.manager.TargetDone(ctx, "second", report.Run()))
 	holds, err := a.manager.Holds(ctx)
 	must(t, err)
 	if len(holds) != 2 || holds[0].Snapshot != list[1].ID || holds[1].Snapshot != list[2].ID {
@@ -600,6 +600,38 @@ func TestProgressOfDifferences(t *testing.T) {
 		ref := list[i].Ref()
 		if got := guesses[ref]; got < want || got > want+16*kib {
 			t.Errorf("%s (base %q): guessed %d, the file has %d", ref, report.Snapshots[i].Base, got, want)
+		}
+	}
+}
+
+// TestPortableTargetIsNotBehind: a target that takes portable streams only never
+// gets the steps of builds, and lacks nothing.
+func TestPortableTargetIsNotBehind(t *testing.T) {
+	for _, asked := range []bool{true, false} {
+		a, b, _ := pair(t, true)
+		ctx := t.Context()
+		_, err := a.manager.Snapshot(ctx, "deb", nil, false, image.SnapshotOptions{Phase: "base", Key: "k"})
+		must(t, err)
+		must(t, a.manager.AddTarget(ctx, image.Target{Name: "second", URL: "ssh://b", Portable: asked}))
+		sender, r := a.sender(), b.receiver()
+		if sender.Portable = asked; !asked {
+			r.Store = b.memory // takes no native streams
+		}
+		connect, ended := dial(r, 0, nil)
+		report, err := sender.Replicate(ctx, connect)
+		must(t, errors.Join(err, ended()))
+		must(t, a.manager.TargetDone(ctx, "second", report.Run()))
+		lags, err := a.manager.Lags(ctx)
+		must(t, err)
+		if len(report.Snapshots) != 3 || lags[0].Snapshots != 0 {
+			t.Errorf("asked %v: sent %d, behind %d", asked, len(report.Snapshots), lags[0].Snapshots)
+		}
+		if holds, err := a.manager.Holds(ctx); err != nil || len(holds) > 0 {
+			t.Errorf("asked %v: holds of which no difference begins: %+v, %v", asked, holds, err)
+		}
+		a.snapshot("deb", "x", kib)
+		if lags, err = a.manager.Lags(ctx); err != nil || lags[0].Snapshots != 1 {
+			t.Errorf("asked %v: after another snapshot: %+v, %v", asked, lags, err)
 		}
 	}
 }
