@@ -8,6 +8,7 @@ require (
 	github.com/insomniacslk/dhcp v0.0.0-20260901064844-234b97448fae
 	github.com/klauspost/compress v1.20.3
 	github.com/mistifyio/go-zfs/v3 v3.0.1
+	github.com/moby/sys/mountinfo v0.7.3
 	github.com/pin/tftp/v3 v3.2.0
 	github.com/sirupsen/logrus v1.10.2
 	github.com/urfave/cli/v2 v2.27.7

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"sidus/image/tool"
@@ -98,19 +99,9 @@ func (o Options) releaseLoop(ctx context.Context, device string) error {
 	return tool.Run(ctx, tool.Options{Log: o.Log}, "losetup", "--detach", device)
 }
 
-// readMounts reads the mounts of this process.
-func readMounts() ([]mountPoint, error) {
-	file, err := os.Open("/proc/thread-self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return parseMounts(file)
-}
-
 // mountedFrom returns the source of what is mounted on exactly a folder.
 func mountedFrom(folder string) (source string, ok bool, err error) {
-	mounts, err := readMounts()
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return "", false, err
 	}
@@ -118,5 +109,8 @@ func mountedFrom(folder string) (source string, ok bool, err error) {
 		folder = real
 	}
 	m, found := mountOf(mounts, folder)
-	return m.source, found && m.path == folder, nil
+	if !found || m.Mountpoint != folder {
+		return "", false, nil
+	}
+	return m.Source, true, nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
@@ -130,7 +131,7 @@ func (s *Store) refuseNested(i item, dir *os.File) error {
 
 // mountsIn returns the mount points inside an item.
 func (s *Store) mountsIn(i item) ([]string, error) {
-	mounts, err := readMounts()
+	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -142,9 +143,9 @@ func (s *Store) mountsIn(i item) ([]string, error) {
 	if !ok {
 		return nil, fmt.Errorf("%v: %w: the store is not mounted", i, store.ErrUnavailable)
 	}
-	place := filepath.Join(on.root, root[len(on.path):], i.path())
-	if on.path == "/" {
-		place = filepath.Join(on.root, root, i.path())
+	place := filepath.Join(on.Root, root[len(on.Mountpoint):], i.path())
+	if on.Mountpoint == "/" {
+		place = filepath.Join(on.Root, root, i.path())
 	}
-	return mountsInside(mounts, on.device, place), nil
+	return mountsInside(mounts, deviceOf(on), place), nil
 }

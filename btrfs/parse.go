@@ -1,7 +1,6 @@
 package btrfs
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
@@ -10,8 +9,9 @@ import (
 	"hash/crc32"
 	"io"
 	"path"
-	"strconv"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // loopDevice is a line of losetup's list.
@@ -84,64 +84,14 @@ func readSuperblock(r io.ReaderAt) (superblock, error) {
 	return superblock{uuid: formatUUID([16]byte(raw[0x20:0x30])), size: size}, nil
 }
 
-// mountPoint is a line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
-type mountPoint struct {
-	id, parent int
-	device     string // major:minor
-	root       string // the folder in its file system that is mounted
-	path       string // where it is mounted
-	fsType     string
-	source     string
-}
-
-// parseMounts reads /proc/self/mountinfo.
-func parseMounts(r io.Reader) ([]mountPoint, error) {
-	var mounts []mountPoint
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		left, right, ok := strings.Cut(lines.Text(), " - ")
-		fields, rest := strings.Fields(left), strings.Fields(right)
-		if !ok || len(fields) < 6 || len(rest) < 2 {
-			return nil, fmt.Errorf("mountinfo: a line that cannot be read: %q", lines.Text())
-		}
-		id, err1 := strconv.Atoi(fields[0])
-		parent, err2 := strconv.Atoi(fields[1])
-		if err := errors.Join(err1, err2); err != nil {
-			return nil, fmt.Errorf("mountinfo: %w", err)
-		}
-		mounts = append(mounts, mountPoint{
-			id: id, parent: parent, device: fields[2],
-			root: unescape(fields[3]), path: unescape(fields[4]),
-			fsType: rest[0], source: unescape(rest[1]),
-		})
-	}
-	return mounts, lines.Err()
-}
-
-// unescape undoes the octal escapes (\040 for a blank) of mountinfo.
-func unescape(s string) string {
-	var out strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				out.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		out.WriteByte(s[i])
-	}
-	return out.String()
-}
+// deviceOf is the device (major:minor) of what is mounted.
+func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
 // mountOf returns the mount that a path is on: of those whose mount point is
 // above it the deepest, and of several on one mount point the last.
-func mountOf(mounts []mountPoint, file string) (mountPoint, bool) {
-	var best mountPoint
-	found := false
+func mountOf(mounts []*mountinfo.Info, file string) (best *mountinfo.Info, found bool) {
 	for _, m := range mounts {
-		if within(file, m.path) && (!found || len(m.path) >= len(best.path)) {
+		if within(file, m.Mountpoint) && (!found || len(m.Mountpoint) >= len(best.Mountpoint)) {
 			best, found = m, true
 		}
 	}
@@ -157,22 +107,22 @@ func within(file, dir string) bool {
 // device (major:minor) of its file system and its path in that. Mounts that are
 // reached through another mount of the folder count too. Another mount of the
 // folder itself is none.
-func mountsInside(mounts []mountPoint, device, folder string) []string {
-	byID := make(map[int]mountPoint, len(mounts))
+func mountsInside(mounts []*mountinfo.Info, device, folder string) []string {
+	byID := make(map[int]*mountinfo.Info, len(mounts))
 	for _, m := range mounts {
-		byID[m.id] = m
+		byID[m.ID] = m
 	}
 	var inside []string
 	for _, m := range mounts {
-		on, ok := byID[m.parent]
-		if !ok || on.device != device || !within(m.path, on.path) {
+		on, ok := byID[m.Parent]
+		if !ok || deviceOf(on) != device || !within(m.Mountpoint, on.Mountpoint) {
 			continue
 		}
-		place := path.Join(on.root, strings.TrimPrefix(m.path, on.path))
-		if !within(place, folder) || (place == folder && m.device == device && m.root == folder) {
+		place := path.Join(on.Root, strings.TrimPrefix(m.Mountpoint, on.Mountpoint))
+		if !within(place, folder) || (place == folder && deviceOf(m) == device && m.Root == folder) {
 			continue
 		}
-		inside = append(inside, m.path)
+		inside = append(inside, m.Mountpoint)
 	}
 	return inside
 }

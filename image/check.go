@@ -74,12 +74,11 @@ func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 		}
 		findings = append(findings, m.unknownItem(item))
 	}
-	for id, what := range after.named {
-		if item, there := held[id]; (!there || item.Partial) && before.named[id] != "" && !after.busy[id] {
-			findings = append(findings, Finding{Kind: FindingLost, Fatal: true,
-				Text: fmt.Sprintf("%s is in the catalog, but the store does not hold it (%s)", what, id)})
-		}
+	lost, err := m.checkLost(ctx, held, before, after)
+	if err != nil {
+		return nil, err
 	}
+	findings = append(findings, lost...)
 	for _, id := range recipes {
 		if !after.trees[id] {
 			findings = append(findings, m.oldRecipe(id))
@@ -320,8 +319,8 @@ func verifyIndex(path string) (err error) {
 	return x.Verify()
 }
 
-// checkScratch finds temporary files of processes that are gone. Whoever makes
-// some holds a lock meanwhile.
+// checkScratch finds temporary files of processes that are gone, whatever they
+// did. Whoever makes some holds a lock meanwhile.
 func (m *Manager) checkScratch() (findings []Finding, err error) {
 	add := func(lockPath string, paths ...string) error {
 		lock := flock.New(lockPath, flock.SetPermissions(0o600))
@@ -333,18 +332,17 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 			if _, err := os.Lstat(path); err != nil {
 				continue // done a moment ago
 			}
-			findings = append(findings, Finding{
-				Kind:   FindingLeftover,
-				Text:   "a cut operation left the temporary file " + path,
-				Repair: "removed the temporary file " + path,
-				repair: func(context.Context) error { return os.RemoveAll(path) },
-			})
+			findings = append(findings, temporary(path, os.RemoveAll))
 		}
 		return lock.Close()
 	}
 	errs := []error{}
-	if _, err := os.Lstat(m.layout.catalogCopy()); err == nil {
-		errs = append(errs, add(m.layout.catalogCopyLock(), m.layout.catalogCopy()))
+	for _, folder := range m.layout.scratch() {
+		left, err := scratch.Left(folder)
+		errs = append(errs, err)
+		for _, path := range left {
+			findings = append(findings, temporary(path, scratch.RemoveLeft))
+		}
 	}
 	incoming, err := filepath.Glob(filepath.Join(m.layout.Secrets(), ".new-*"))
 	errs = append(errs, err)
@@ -372,4 +370,13 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 		errs = append(errs, err, add(lock, append(begun, lock)...))
 	}
 	return findings, errors.Join(errs...)
+}
+
+func temporary(path string, remove func(path string) error) Finding {
+	return Finding{
+		Kind:   FindingLeftover,
+		Text:   "a cut operation left the temporary file " + path,
+		Repair: "removed the temporary file " + path,
+		repair: func(context.Context) error { return remove(path) },
+	}
 }

@@ -85,8 +85,12 @@ func (m *Manager) PlanGC(ctx context.Context, options GCOptions) (plan GCPlan, e
 		return plan, errors.New("a rule for collection is negative")
 	}
 	plan.options = options
+	lost, err := m.lostSnapshots(ctx)
+	if err != nil {
+		return plan, err
+	}
 	err = m.catalog.View(ctx, func(tx *sql.Tx) (err error) {
-		if plan.Snapshots, err = planSnapshots(tx, options); err != nil {
+		if plan.Snapshots, err = planSnapshots(tx, options, lost); err != nil {
 			return err
 		}
 		if plan.Retired, err = queryRetired(tx); err != nil {
@@ -105,8 +109,8 @@ func (m *Manager) PlanGC(ctx context.Context, options GCOptions) (plan GCPlan, e
 	return plan, err
 }
 
-func planSnapshots(tx *sql.Tx, options GCOptions) ([]Verdict, error) {
-	in := RetentionInput{Now: options.Now, Rules: options.Rules, Parents: map[store.SnapshotID]store.SnapshotID{}}
+func planSnapshots(tx *sql.Tx, options GCOptions, lost map[store.SnapshotID]bool) ([]Verdict, error) {
+	in := RetentionInput{Now: options.Now, Rules: options.Rules, Parents: map[store.SnapshotID]store.SnapshotID{}, Lost: lost}
 	if options.Tree != "" {
 		tree, err := treeByName(tx, options.Tree)
 		if err != nil {
@@ -135,13 +139,17 @@ func planSnapshots(tx *sql.Tx, options GCOptions) ([]Verdict, error) {
 // before, or deleted and retired.
 func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, err error) {
 	report = GCReport{Collected: []Snapshot{}, Kept: []Verdict{}, Freed: []Retired{}, Retired: []Retired{}}
+	lost, err := m.lostSnapshots(ctx)
+	if err != nil {
+		return report, err
+	}
 	var intent int64
 	err = m.catalog.Update(ctx, func(tx *sql.Tx) (err error) {
 		// A replica deletes what its primary deletes, and nothing else.
 		if err := refuseReplica(tx); err != nil {
 			return err
 		}
-		if report.Collected, report.Kept, err = m.deleteCollected(tx, plan); err != nil {
+		if report.Collected, report.Kept, err = m.deleteCollected(tx, plan, lost); err != nil {
 			return err
 		}
 		if report.Sessions, err = deleteSessions(tx, plan.options); err != nil {
@@ -179,9 +187,9 @@ func (m *Manager) Collect(ctx context.Context, plan GCPlan) (report GCReport, er
 
 // deleteCollected takes those snapshots out of the catalog that the plan lets
 // go and that the rules, asked again, let go, too.
-func (m *Manager) deleteCollected(tx *sql.Tx, plan GCPlan) (gone []Snapshot, kept []Verdict, err error) {
+func (m *Manager) deleteCollected(tx *sql.Tx, plan GCPlan, lost map[store.SnapshotID]bool) (gone []Snapshot, kept []Verdict, err error) {
 	gone, kept = []Snapshot{}, []Verdict{}
-	again, err := planSnapshots(tx, plan.options)
+	again, err := planSnapshots(tx, plan.options, lost)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -484,3 +484,26 @@ func TestGCRefusesNonsense(t *testing.T) {
 		}
 	}
 }
+
+// TestCollectBesideLost: a snapshot that the store has lost is not collected,
+// and does not make older ones go in its stead.
+func TestCollectBesideLost(t *testing.T) {
+	b := newBench(t)
+	_, s := b.tree("deb", 3)
+	plan := b.plan(GCOptions{Rules: Retention{Keep: 1}})
+	if got := refs(plan.Goes()); got != "deb@1 deb@2" {
+		t.Fatalf("before: %q goes", got)
+	}
+	b.must(b.store.DestroySnapshot(t.Context(), s[2].ID))
+	report, err := b.Collect(t.Context(), plan)
+	b.must(err)
+	if got := refs(report.Collected); got != "deb@1" {
+		t.Errorf("a plan of before collected %q", got)
+	}
+	if got := refs(b.collect(GCOptions{Rules: Retention{Keep: 1}}).Collected); got != "" {
+		t.Errorf("a plan of now collected %q", got)
+	}
+	if _, err := b.SnapshotByID(t.Context(), s[2].ID); err != nil {
+		t.Errorf("what is lost was collected: %v", err)
+	}
+}

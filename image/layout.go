@@ -4,6 +4,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/sirupsen/logrus"
+
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -47,6 +50,24 @@ func (l Layout) IncomingLock() string { return filepath.Join(l.Dir, "locks", "in
 // package scratch.
 func (l Layout) Scratch() string { return filepath.Join(l.Dir, ".scratch") }
 
+// MakeScratch makes a folder for as long as it is needed, and removes those that
+// processes which were cut have left. kind is a word for people.
+func (l Layout) MakeScratch(kind string) (*scratch.Folder, error) {
+	if err := scratch.Sweep(l.Scratch()); err != nil {
+		logrus.WithError(err).Debug("what processes that were cut have left stays")
+	}
+	return scratch.Make(l.Scratch(), kind)
+}
+
+// BuildWork is the folder below a cache that builds work in, see the package
+// scratch.
+const BuildWork = "work"
+
+// scratch are the folders of the package scratch.
+func (l Layout) scratch() []string {
+	return []string{l.Scratch(), filepath.Join(l.Cache(), BuildWork)}
+}
+
 // Secrets is the folder of all that must stay on this site's servers.
 func (l Layout) Secrets() string { return filepath.Dir(l.SiteKey()) }
 
@@ -58,10 +79,6 @@ func (l Layout) TransferSecrets() string { return filepath.Join(l.Secrets(), "tr
 func (l Layout) headLock(tree string) string {
 	return filepath.Join(l.Dir, "locks", "head-"+tree+".lock")
 }
-
-// catalogCopy is the folder in which a copy of the catalog is made before the
-// store gets it.
-func (l Layout) catalogCopy() string { return filepath.Join(l.Dir, ".catalog-copy") }
 
 // catalogCopyLock is held by whoever makes a copy of the catalog.
 func (l Layout) catalogCopyLock() string { return filepath.Join(l.Dir, "locks", "catalog-copy.lock") }

@@ -64,3 +64,37 @@ func TestLostSnapshot(t *testing.T) {
 	b.must(b.DeleteSnapshot(t.Context(), s[0].ID))
 	b.sound()
 }
+
+// TestCheckNamesTheWayOut: for each thing that is lost, check says what brings it
+// back; when that was done, nothing is found any more.
+func TestCheckNamesTheWayOut(t *testing.T) {
+	b := newBench(t)
+	tree, s := b.tree("deb", 2)
+	only, err := b.CreateTree(t.Context(), "only")
+	b.must(err)
+	b.must(b.store.DestroySnapshot(t.Context(), s[0].ID))
+	for _, head := range []store.VolumeID{tree.Head, only.Head} {
+		b.must(b.store.DestroyVolume(t.Context(), head))
+	}
+	findings, err := b.Check(t.Context())
+	b.must(err)
+	text := ""
+	for _, f := range findings {
+		if f.Kind != FindingLost || !f.Fatal {
+			t.Errorf("%s: %s", f.Kind, f.Text)
+		}
+		text += f.Text + "\n"
+	}
+	for _, way := range []string{"import --stream", "sidus send " + string(s[0].ID), "sidus delete deb@1", "sidus rollback deb@base", "sidus delete only"} {
+		if !strings.Contains(text, way) {
+			t.Errorf("check does not name %q:\n%s", way, text)
+		}
+	}
+	base, err := b.Resolve(t.Context(), "deb@base")
+	b.must(err)
+	_, err = b.Rollback(t.Context(), "deb", base.ID, false)
+	b.must(err)
+	b.must(b.DeleteTree(t.Context(), "only", false))
+	b.must(b.DeleteSnapshot(t.Context(), s[0].ID))
+	b.sound()
+}

@@ -123,15 +123,12 @@ func (m *Manager) copyCatalogTo(ctx context.Context, keeper store.Keeper) (err e
 		return errors.Join(err, lock.Close())
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	dir := m.layout.catalogCopy()
-	if err := os.RemoveAll(dir); err != nil { // of a process that was cut
+	folder, err := m.layout.MakeScratch("catalog")
+	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	path := filepath.Join(dir, "sidus.db")
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	path := filepath.Join(folder.Path(), "sidus.db")
 	if err := m.catalog.CopyTo(ctx, path); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type RetentionInput struct {
 	Snapshots []Snapshot                            // all that are there, of all trees
 	Needs     map[store.SnapshotID][]Need           // who needs them
 	Parents   map[store.SnapshotID]store.SnapshotID // of all snapshots, deleted ones too
+	Lost      map[store.SnapshotID]bool             // the store has lost them: they stay, and are no reason for others to go
 	Eligible  func(Snapshot) bool                   // what may go at all; nil: everything
 }
 
@@ -40,7 +41,9 @@ type Verdict struct {
 func PlanRetention(in RetentionInput) []Verdict {
 	trees := map[string][]Snapshot{} // the newest first
 	for _, s := range in.Snapshots {
-		trees[s.TreeID] = append(trees[s.TreeID], s)
+		if !in.Lost[s.ID] {
+			trees[s.TreeID] = append(trees[s.TreeID], s)
+		}
 	}
 	rank := map[store.SnapshotID]int{}       // 1: the newest complete one of its tree
 	cache := map[store.SnapshotID]Snapshot{} // what a step is the cache of
@@ -90,6 +93,9 @@ func markCache(cache map[store.SnapshotID]Snapshot, parents map[store.SnapshotID
 
 // stays says why a snapshot stays: nothing if it goes.
 func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]Snapshot) (reasons []string) {
+	if in.Lost[s.ID] {
+		reasons = append(reasons, "the store has lost it; `sidus check` names the way out")
+	}
 	for _, need := range in.Needs[s.ID] {
 		reasons = append(reasons, need.Text)
 	}
@@ -105,6 +111,7 @@ func stays(in RetentionInput, s Snapshot, rank int, cache map[store.SnapshotID]S
 		return reasons
 	}
 	switch {
+	case rank == 0: // it is lost
 	case rank == 1:
 		reasons = append(reasons, "it is the newest complete snapshot of "+s.Tree)
 	case rank <= in.Rules.Keep:

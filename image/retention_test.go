@@ -13,14 +13,14 @@ import (
 
 // parseHistory reads a history of snapshots, one a word, the oldest first:
 //
-//	[TREE:]NUMBER[c][n][!][<PARENT]-AGE
+//	[TREE:]NUMBER[c][n][!][x][<PARENT]-AGE
 //
-// c: complete, n: it has a name, !: somebody needs it, <PARENT: the tree and
-// number that it was made from, AGE in days. A word in parentheses was
+// c: complete, n: it has a name, !: somebody needs it, x: it is lost, <PARENT:
+// the tree and number that it was made from, AGE in days. A word in parentheses was
 // deleted: it only has a parent.
 func parseHistory(t *testing.T, now time.Time, text string) RetentionInput {
 	t.Helper()
-	in := RetentionInput{Now: now, Needs: map[store.SnapshotID][]Need{}, Parents: map[store.SnapshotID]store.SnapshotID{}}
+	in := RetentionInput{Now: now, Needs: map[store.SnapshotID][]Need{}, Parents: map[store.SnapshotID]store.SnapshotID{}, Lost: map[store.SnapshotID]bool{}}
 	for word := range strings.FieldsSeq(text) {
 		word, deleted := strings.CutPrefix(word, "(")
 		word = strings.TrimSuffix(word, ")")
@@ -30,7 +30,7 @@ func parseHistory(t *testing.T, now time.Time, text string) RetentionInput {
 		}
 		word, age, _ := strings.Cut(word, "-")
 		word, parent, _ := strings.Cut(word, "<")
-		digits := strings.TrimRight(word, "cn!")
+		digits := strings.TrimRight(word, "cn!x")
 		number, err := strconv.Atoi(digits)
 		if err != nil {
 			t.Fatalf("%q: %v", word, err)
@@ -42,6 +42,7 @@ func parseHistory(t *testing.T, now time.Time, text string) RetentionInput {
 		if strings.Contains(flags, "n") {
 			s.Name = "named"
 		}
+		in.Lost[s.ID] = strings.Contains(flags, "x")
 		if strings.Contains(flags, "!") {
 			in.Needs[s.ID] = []Need{{s.ID, s.Ref(), "session", "n1", "node n1 runs " + s.Ref()}}
 		}
@@ -88,6 +89,9 @@ func TestPlanRetention(t *testing.T) {
 		{"the cache lies in another tree", "u:1-9 u:2c<1-9 u:3-8 u:4c<3-8 5c<u1-7", Retention{Keep: 1}, "", "u2"},
 		{"parents that go round", "1<2-9 2<1-9 3c<2-9", Retention{Keep: 1}, "", ""},
 		{"one tree only", "1c-9 2c-8 u:1c-9 u:2c-8", Retention{Keep: 1}, "u", "u1"},
+		{"what is lost is no newest one", "1c-9 2c-8 3cx-7", Retention{}, "", "t1"},
+		{"nor counts for n", "1c-9 2c-8 3cx-7 4cx-6", Retention{Keep: 2}, "", ""},
+		{"its steps stay with the newest", "1-9 2<1-9 3c<2-8 4x<1-7 5cx<4-7", Retention{}, "", ""},
 		{"a clock that went back", "1c-9 2c--5", Retention{KeepWithin: day}, "", "t1"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

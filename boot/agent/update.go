@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -84,7 +85,7 @@ type stacking struct {
 	order  protocol.Order
 	log    logrus.FieldLogger
 	mount  func(source, dir, options string) error
-	mounts []mount // before it
+	mounts []*mountinfo.Info // before it
 	undo   []func() error
 	notes  []string
 	stays  bool       // the snapshot is in use whatever happens
@@ -104,7 +105,7 @@ func (s *stacking) run() (err error) {
 	if err := checkPlace(); err != nil {
 		return err
 	}
-	if s.mounts, err = readMounts(); err != nil {
+	if s.mounts, err = mountinfo.GetMounts(nil); err != nil {
 		return err
 	}
 	if runs(s.mounts) == s.order.Snapshot {
@@ -158,10 +159,10 @@ func checkPlace() error {
 }
 
 // runs is the snapshot whose /usr is seen now, "" if that is not known.
-func runs(mounts []mount) store.SnapshotID {
+func runs(mounts []*mountinfo.Info) store.SnapshotID {
 	layer := rootLayer
 	if m, ok := at(mounts, "/usr"); ok {
-		for option := range strings.SplitSeq(m.super, ",") {
+		for option := range strings.SplitSeq(superOptions(m), ",") {
 			if lower, ok := strings.CutPrefix(option, "lowerdir="); ok {
 				all := strings.Split(lower, ":")
 				layer = strings.TrimSuffix(all[len(all)-1], "/usr")
@@ -170,7 +171,7 @@ func runs(mounts []mount) store.SnapshotID {
 	}
 	if layer == rootLayer {
 		m, _ := at(mounts, rootLayer)
-		return store.SnapshotID(m.source[strings.LastIndexByte(m.source, '/')+1:])
+		return store.SnapshotID(m.Source[strings.LastIndexByte(m.Source, '/')+1:])
 	}
 	return store.SnapshotID(filepath.Base(layer))
 }
@@ -198,14 +199,14 @@ func (s *stacking) privateFolder() error {
 // where it is.
 func (s *stacking) snapshot() (string, error) {
 	root, ok := at(s.mounts, rootLayer)
-	if !ok || !strings.Contains(root.source, "/") {
+	if !ok || !strings.Contains(root.Source, "/") {
 		return "", fmt.Errorf("%s is no NFS mount: this node was not booted by Sidus", rootLayer)
 	}
-	cut := strings.LastIndexByte(root.source, '/')
-	if store.SnapshotID(root.source[cut+1:]) == s.order.Snapshot {
+	cut := strings.LastIndexByte(root.Source, '/')
+	if store.SnapshotID(root.Source[cut+1:]) == s.order.Snapshot {
 		return rootLayer, nil // back to the snapshot that was booted
 	}
-	source, dir := root.source[:cut+1]+string(s.order.Snapshot), filepath.Join(updateRoot, string(s.order.Snapshot))
+	source, dir := root.Source[:cut+1]+string(s.order.Snapshot), filepath.Join(updateRoot, string(s.order.Snapshot))
 	if _, ok := at(s.mounts, dir); ok {
 		return dir, nil
 	}
@@ -213,13 +214,13 @@ func (s *stacking) snapshot() (string, error) {
 		return "", err
 	}
 	s.undo = append(s.undo, func() error { return remove(dir) })
-	if err := s.mount(source, dir, nfsOptions(root.super)); err != nil {
+	if err := s.mount(source, dir, nfsOptions(superOptions(root))); err != nil {
 		return "", fmt.Errorf("mount %s: %w", source, err)
 	}
 	s.undo = append(s.undo, func() error { return unmount(dir) })
-	if mounts, err := readMounts(); err == nil {
+	if mounts, err := mountinfo.GetMounts(nil); err == nil {
 		m, _ := at(mounts, dir)
-		if err := os.WriteFile("/sys/class/bdi/"+m.device+"/read_ahead_kb", []byte(readAhead), 0); err != nil {
+		if err := os.WriteFile("/sys/class/bdi/"+device(m)+"/read_ahead_kb", []byte(readAhead), 0); err != nil {
 			s.log.WithError(err).Debug("live update: the read-ahead stays as it is")
 		}
 	}
@@ -325,10 +326,10 @@ func (s *stacking) stack(layer string) error {
 func (s *stacking) written() ([]string, error) {
 	var layers []string
 	if m, ok := at(s.mounts, "/usr"); ok {
-		if m.fs != "overlay" {
+		if m.FSType != "overlay" {
 			return nil, errors.New("something else is mounted at /usr")
 		}
-		for option := range strings.SplitSeq(m.super, ",") {
+		for option := range strings.SplitSeq(superOptions(m), ",") {
 			if upper, ok := strings.CutPrefix(option, "upperdir="); ok {
 				layers = append([]string{upper}, layers...)
 			}

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"sidus/image/spell"
 )
 
 // arrange puts a command line into the order that urfave/cli v2 understands:
@@ -84,7 +86,7 @@ func unknownCommand(commands []*cli.Command, path []string, name string) error {
 	best, distance := "", 3 // more than two letters wrong is another word
 	for _, command := range commands {
 		for _, known := range command.Names() {
-			if d := editDistance(name, known); d < distance && d < len(known) {
+			if d := spell.Distance(name, known); d < distance && d < len(known) {
 				best, distance = known, d
 			}
 		}
@@ -93,28 +95,6 @@ func unknownCommand(commands []*cli.Command, path []string, name string) error {
 		text += fmt.Sprintf("; did you mean %q?", best)
 	}
 	return usagef("%s (`%s --help` lists them)", text, strings.Join(append([]string{"sidus"}, path...), " "))
-}
-
-// editDistance is how many letters must be put in, taken out or changed to
-// make b of a (Levenshtein).
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func findCommand(commands []*cli.Command, name string) *cli.Command {

@@ -16,7 +16,6 @@ import (
 
 	"sidus/image/backup"
 	"sidus/image/catalog"
-	"sidus/image/store"
 )
 
 func backupCommand() *cli.Command {
@@ -68,11 +67,8 @@ func writeBackup(ctx context.Context, c *cli.Context, path string) (err error) {
 		return err
 	}
 	m, err := backup.WriteFile(ctx, path, c.Bool("replace"), layout, cat, program)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w; --replace replaces it", path, store.ErrExists)
-	}
 	if err != nil {
-		return err
+		return takenFile(path, err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {

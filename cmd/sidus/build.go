@@ -93,7 +93,7 @@ func findRecipe(ctx context.Context, s *site, name string, variables map[string]
 		return b, err
 	}
 	defer kept.Close()
-	if b.folder, err = scratch.Make(s.layout.Scratch(), "recipe"); err != nil {
+	if b.folder, err = s.layout.MakeScratch("recipe"); err != nil {
 		return b, err
 	}
 	if b.recipe, err = build.LoadKept(kept, b.folder.Path(), variables); err != nil {

@@ -19,7 +19,8 @@ func checkCommand() *cli.Command {
 		Name:  "check",
 		Usage: "find, and mend, what a crash left over",
 		Description: describe("Compares the catalog with the store. Operations that were cut (kill -9, power) leave at most something\n"+
-			"that nobody sees; --repair removes it. What a live process is doing is listed and not touched.",
+			"that nobody sees; --repair removes it. What a live process is doing is listed and not touched. Of what the\n"+
+			"store has lost (somebody removed it by hand) it says how it comes back.",
 			"sidus check", "sidus check --repair"),
 		Flags: changes(&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended"}),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {

@@ -61,16 +61,24 @@ type difference struct {
 const commonMargin = time.Minute
 
 func compare(ctx context.Context, c *cli.Context, s *site, oldName, newName string) (d difference, err error) {
-	before, err := openSide(ctx, s, oldName, nil, c.Bool("wait"))
+	// Two who wait for the heads of two trees take them in the same order.
+	first, second := oldName, newName
+	if newName < oldName {
+		first, second = second, first
+	}
+	before, err := openSide(ctx, s, first, nil, c.Bool("wait"))
 	if err != nil {
 		return d, err
 	}
 	defer func() { err = errors.Join(err, before.close()) }()
-	after, err := openSide(ctx, s, newName, before, c.Bool("wait"))
+	after, err := openSide(ctx, s, second, before, c.Bool("wait"))
 	if err != nil {
 		return d, err
 	}
 	defer func() { err = errors.Join(err, after.close()) }()
+	if first != oldName {
+		before, after = after, before
+	}
 	d = difference{Old: before.name, New: after.name}
 	both := c.Bool("packages") == c.Bool("files")
 	if both || c.Bool("packages") {

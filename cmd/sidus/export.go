@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/dustin/go-humanize"
@@ -18,6 +18,7 @@ import (
 	"sidus/export/stream"
 	"sidus/export/transfer"
 	"sidus/image"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -82,9 +83,9 @@ func exportSnapshot(ctx context.Context, c *cli.Context, s *site) (err error) {
 	if err != nil {
 		return errors.Join(err, closeSource(source))
 	}
-	defer func() { err = errors.Join(err, out.discard()) }()
+	defer out.discard()
 	bar := newByteProgress("export " + snapshot.Ref())
-	result, err := stream.Export(ctx, out.file, source, stream.WriterOptions{Level: level, Progress: func(p stream.Progress) { bar.update(p.Payload, p.Total, p.Stream) }})
+	result, err := stream.Export(ctx, out, source, stream.WriterOptions{Level: level, Progress: func(p stream.Progress) { bar.update(p.Payload, p.Total, p.Stream) }})
 	bar.finish()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -165,50 +166,43 @@ func closeSource(source stream.Source) error {
 
 // output is a file that appears whole or not at all, or standard output.
 type output struct {
-	file *os.File
-	path string // "" for standard output, and when it is done
+	*os.File
+	file *scratch.File // nil: standard output
 }
 
-func openOutput(path string, replace bool) (*output, error) {
+func openOutput(path string, replace bool) (output, error) {
 	if path == "-" {
 		// A reader that goes away is an error of Write, and not the end of
 		// this process, which has mounts to give back.
 		signal.Ignore(syscall.SIGPIPE)
-		return &output{file: os.Stdout}, nil
+		return output{File: os.Stdout}, nil
 	}
-	if info, err := os.Lstat(path); err == nil && (!replace || !info.Mode().IsRegular()) {
-		return nil, fmt.Errorf("%s: %w; --replace replaces a file", path, store.ErrExists)
-	}
-	file, err := os.CreateTemp(filepath.Dir(path), ".sidus-export-") // mode 0600: a tree holds what not everybody may read
+	file, err := scratch.NewFile(path, replace)
 	if err != nil {
-		return nil, err
+		return output{}, takenFile(path, err)
 	}
-	return &output{file: file, path: path}, nil
+	return output{file.File, file}, nil
 }
 
 // keep makes the file appear.
-func (o *output) keep() error {
-	if o.path == "" {
+func (o output) keep() error {
+	if o.file == nil {
 		return nil
 	}
-	if err := o.file.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(o.file.Name(), o.path); err != nil {
-		return err
-	}
-	folder, err := os.Open(filepath.Dir(o.path))
-	if err != nil {
-		return err
-	}
-	o.path = ""
-	return errors.Join(folder.Sync(), folder.Close(), o.file.Close())
+	return takenFile(o.Name(), o.file.Keep())
 }
 
 // discard removes the file, unless it was kept.
-func (o *output) discard() error {
-	if o.path == "" {
-		return nil
+func (o output) discard() {
+	if o.file != nil {
+		o.file.Discard()
 	}
-	return errors.Join(o.file.Close(), os.Remove(o.file.Name()))
+}
+
+// takenFile says what can be done if a file is there already.
+func takenFile(path string, err error) error {
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w; --replace replaces a file", path, store.ErrExists)
+	}
+	return err
 }

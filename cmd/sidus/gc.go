@@ -110,7 +110,7 @@ func parseAge(option, text string) (time.Duration, error) {
 			if err != nil || !(n >= 0 && n <= 100*365) {
 				return 0, bad
 			}
-			return min(time.Duration(n*float64(length)), 100*365*day), nil
+			return time.Duration(min(n*float64(length), float64(100*365*day))), nil
 		}
 	}
 	d, err := time.ParseDuration(text)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"sidus/export/stream"
+	"sidus/export/transfer"
 	"sidus/image"
 	"sidus/image/store"
 )
@@ -40,7 +41,7 @@ func importStream(ctx context.Context, c *cli.Context, s *site, path, tree strin
 	}
 	bar = newByteProgress(fmt.Sprintf("import %s@%d", m.Tree, m.Number))
 	defer func() { bar.finish() }()
-	options := image.ReceiveOptions{Snapshot: snapshotOf(m), Tree: tree, Base: m.Base, Source: path}
+	options := image.ReceiveOptions{Snapshot: transfer.SnapshotOf(m), Tree: tree, Base: m.Base, Source: path}
 	if path == "-" {
 		options.Source = "standard input"
 	}
@@ -59,11 +60,4 @@ func importStream(ctx context.Context, c *cli.Context, s *site, path, tree strin
 	return print(c, snapshot, func(w io.Writer) {
 		fmt.Fprintf(w, "imported %s (%s, %s of %s)\n", snapshot.Ref(), snapshot.ID, m.Kind, path)
 	})
-}
-
-func snapshotOf(m stream.Manifest) image.Snapshot {
-	return image.Snapshot{
-		ID: m.Snapshot, TreeID: m.TreeID, Tree: m.Tree, Number: m.Number, Parent: m.Parent, Name: m.Name, Phase: m.Phase, Key: m.Key,
-		Recipe: m.Recipe, Message: m.Message, Author: m.Author, Created: m.Created, Complete: m.Complete,
-	}
 }

@@ -9,6 +9,7 @@ func TestParseAge(t *testing.T) {
 	const day = 24 * time.Hour
 	for text, want := range map[string]time.Duration{
 		"0": 0, "36h": 36 * time.Hour, "14d": 14 * day, "1.5d": 36 * time.Hour, "8w": 56 * day, "1y": 365 * day, "90m": 90 * time.Minute, "0d": 0,
+		"100y": 36500 * day, "400y": 36500 * day,
 	} {
 		if got, err := parseAge("x", text); err != nil || got != want {
 			t.Errorf("%s: %v, %v; want %v", text, got, err, want)

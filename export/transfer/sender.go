@@ -17,7 +17,6 @@ import (
 	"sidus/export/replicate"
 	"sidus/export/stream"
 	"sidus/image"
-	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -246,11 +245,7 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err := s.Manager.Writable(ctx); err != nil {
 		return report, err
 	}
-	// What a process has left here that was killed holds secrets.
-	if err := scratch.Sweep(s.Layout.Scratch()); err != nil {
-		s.Log.WithError(err).Warn("temporary files of a process that is gone stay")
-	}
-	folder, err := scratch.Make(s.Layout.Scratch(), "replicate")
+	folder, err := s.Layout.MakeScratch("replicate")
 	if err != nil {
 		return report, err
 	}

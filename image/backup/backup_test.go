@@ -37,14 +37,14 @@ func newState(t *testing.T, name string) (image.Layout, *catalog.Catalog) {
 		return catalog.SetMeta(tx, "name", name)
 	}))
 	for path, text := range map[string]string{
-		"secrets/site.key":     strings.Repeat("k", 31) + name[:1],
-		"secrets/nodes/n1/key": "munge",
-		"settings.yaml":        "a: b\n",
-		"store/store.img":      strings.Repeat("big", 1000),
-		"cache/packages/a.deb": "package",
-		"log/build/base.log":   "log",
-		"locks/head.lock":      "",
-		".scratch":             "cut",
+		"secrets/site.key":      strings.Repeat("k", 31) + name[:1],
+		"secrets/nodes/n1/key":  "munge",
+		"settings.yaml":         "a: b\n",
+		"store/store.img":       strings.Repeat("big", 1000),
+		"cache/packages/a.deb":  "package",
+		"log/build/base.log":    "log",
+		"locks/head.lock":       "",
+		".scratch/backup-1/key": "cut",
 	} {
 		path = filepath.Join(layout.Dir, path)
 		must(t, os.MkdirAll(filepath.Dir(path), 0o700))
@@ -79,6 +79,11 @@ func nameOf(t *testing.T, layout image.Layout) (name string, intents int) {
 		return errors.Join(err, listErr)
 	}))
 	return name, intents
+}
+
+// scratchOf lists the temporary folders, those in use included.
+func scratchOf(layout image.Layout) ([]string, error) {
+	return filepath.Glob(filepath.Join(layout.Scratch(), "*"))
 }
 
 func backupOf(t *testing.T, layout image.Layout, cat *catalog.Catalog) []byte {
@@ -117,7 +122,7 @@ func TestThereAndBack(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
-	if left, _ := filepath.Glob(filepath.Join(from.Dir, ".backup-*")); len(left) > 0 {
+	if left, _ := scratchOf(from); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
 	to := image.Layout{Dir: filepath.Join(t.TempDir(), "new", "state")}

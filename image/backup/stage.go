@@ -16,6 +16,7 @@ import (
 
 	"sidus/image"
 	"sidus/image/catalog"
+	"sidus/image/scratch"
 	"sidus/image/store"
 )
 
@@ -24,6 +25,7 @@ import (
 type Stage struct {
 	Layout image.Layout // of what is staged
 	target image.Layout
+	folder *scratch.Folder
 
 	before func(path string) error // called before each move; an error fails it. nil means no call
 }
@@ -33,16 +35,15 @@ func NewStage(target image.Layout) (*Stage, error) {
 	if err := os.MkdirAll(target.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	sweep(target.Dir)
-	dir, err := os.MkdirTemp(target.Dir, ".restore-")
+	folder, err := target.MakeScratch("restore")
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	return &Stage{Layout: image.Layout{Dir: dir}, target: target}, nil
+	return &Stage{Layout: image.Layout{Dir: folder.Path()}, target: target, folder: folder}, nil
 }
 
 // Discard removes the stage. After Install it removes nothing of the state.
-func (s *Stage) Discard() error { return os.RemoveAll(s.Layout.Dir) }
+func (s *Stage) Discard() error { return s.folder.Remove() }
 
 // TakeCatalog stages a copy of a catalog, such as the one that is kept in the
 // store. ErrDamaged if it is empty, which SQLite would take for a new one.
@@ -239,21 +240,4 @@ func usersOf(path string) (users []string) {
 		}
 	}
 	return users
-}
-
-// sweepAfter is the age from which a folder of work is left over: nobody backs
-// up or restores for that long.
-const sweepAfter = 24 * time.Hour
-
-// sweep removes the folders of work that processes which were killed have
-// left.
-func sweep(dir string) {
-	for _, pattern := range []string{".backup-*", ".restore-*"} {
-		left, _ := filepath.Glob(filepath.Join(dir, pattern))
-		for _, path := range left {
-			if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > sweepAfter {
-				_ = os.RemoveAll(path)
-			}
-		}
-	}
 }

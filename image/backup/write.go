@@ -21,17 +21,18 @@ import (
 
 	"sidus/image"
 	"sidus/image/catalog"
+	"sidus/image/scratch"
 )
 
 // Write writes a backup of a state folder whose catalog is open. Other
 // processes may work meanwhile: the catalog is that of one moment.
 func Write(ctx context.Context, w io.Writer, layout image.Layout, cat *catalog.Catalog, program string) (m Manifest, err error) {
-	sweep(layout.Dir)
-	work, err := os.MkdirTemp(layout.Dir, ".backup-")
+	folder, err := layout.MakeScratch("backup")
 	if err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	defer func() { err = errors.Join(err, folder.Remove()) }()
+	work := folder.Path()
 	copied := filepath.Join(work, catalogName)
 	if err := cat.CopyTo(ctx, copied); err != nil {
 		return m, err
@@ -172,29 +173,18 @@ func addFile(out *tar.Writer, m Manifest, f File, source string) error {
 // whole, or not at all. If one is there, the error wraps fs.ErrExist, unless
 // replace is set.
 func WriteFile(ctx context.Context, path string, replace bool, layout image.Layout, cat *catalog.Catalog, program string) (m Manifest, err error) {
-	if info, err := os.Lstat(path); err == nil && (!replace || !info.Mode().IsRegular()) {
-		return m, fmt.Errorf("%s: %w", path, fs.ErrExist)
-	}
-	file, err := os.CreateTemp(filepath.Dir(path), ".sidus-backup-") // mode 0600
+	file, err := scratch.NewFile(path, replace)
 	if err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			_ = file.Close()
-			_ = os.Remove(file.Name())
-		}
-	}()
+	defer file.Discard()
 	if m, err = Write(ctx, file, layout, cat, program); err != nil {
 		return m, err
 	}
-	if err := errors.Join(file.Sync(), file.Close()); err != nil {
+	if err := file.Keep(); err != nil {
 		return m, fmt.Errorf("backup: %w", err)
 	}
-	if err := os.Rename(file.Name(), path); err != nil {
-		return m, fmt.Errorf("backup: %w", err)
-	}
-	return m, syncDir(filepath.Dir(path))
+	return m, nil
 }
 
 func syncDir(path string) error {

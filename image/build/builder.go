@@ -251,7 +251,7 @@ func (b *Builder) runPhases(ctx context.Context, work Workspace, r Request, plan
 	if err != nil {
 		return last, err
 	}
-	defer packages.close()
+	defer func() { err = errors.Join(err, packages.close()) }()
 	logs, err := b.makeLogDir(r.Recipe)
 	if err != nil {
 		return last, err

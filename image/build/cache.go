@@ -8,7 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/gofrs/flock"
+	"sidus/image"
+	"sidus/image/scratch"
 )
 
 // packageCache lends a phase the downloaded packages of earlier builds.
@@ -20,63 +21,38 @@ import (
 // never lie in the tree.
 type packageCache struct {
 	shared string // "" if there is no cache
-	work   string
-	lock   *flock.Flock
+	work   *scratch.Folder
 }
 
-// openPackageCache makes the folder of one build under folder/packages, and
-// removes those of builds that were cut. Without a folder, it is in /tmp.
-func openPackageCache(folder string) (*packageCache, error) {
-	c := &packageCache{}
+// openPackageCache makes the folder of one build below folder, and removes those
+// of builds that were cut. Without a folder, it is in /tmp.
+func openPackageCache(folder string) (c *packageCache, err error) {
+	c = &packageCache{}
 	parent := os.TempDir()
 	if folder != "" {
 		c.shared = filepath.Join(folder, "packages")
-		parent = filepath.Join(folder, "work")
-		for _, dir := range []string{c.shared, parent} {
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return nil, fmt.Errorf("package cache: %w", err)
-			}
+		parent = filepath.Join(folder, image.BuildWork)
+		if err := os.MkdirAll(c.shared, 0o755); err != nil {
+			return nil, fmt.Errorf("package cache: %w", err)
 		}
-		collectWork(parent)
+		_ = scratch.Sweep(parent) // `sidus check` says what stays
 	}
-	var err error
-	if c.work, err = os.MkdirTemp(parent, "sidus-build-*"); err != nil {
+	if c.work, err = scratch.Make(parent, "sidus-build"); err != nil {
 		return nil, fmt.Errorf("package cache: %w", err)
-	}
-	c.lock = flock.New(c.work + ".lock")
-	if _, err := c.lock.TryLock(); err != nil {
-		c.close()
-		return nil, fmt.Errorf("package cache: %w", err)
-	}
-	if err := os.Chmod(c.work, 0o755); err != nil {
-		c.close()
-		return nil, err
 	}
 	for _, dir := range []string{c.archives(), filepath.Join(c.archives(), "partial"), c.lists(), filepath.Join(c.lists(), "partial")} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
-			c.close()
-			return nil, fmt.Errorf("package cache: %w", err)
+			return nil, errors.Join(fmt.Errorf("package cache: %w", err), c.close())
 		}
+	}
+	if err := os.Chmod(c.work.Path(), 0o755); err != nil {
+		return nil, errors.Join(err, c.close())
 	}
 	return c, nil
 }
 
-// collectWork removes the folders whose build is dead.
-func collectWork(parent string) {
-	locks, _ := filepath.Glob(filepath.Join(parent, "sidus-build-*.lock"))
-	for _, name := range locks {
-		lock := flock.New(name)
-		if held, err := lock.TryLock(); err != nil || !held {
-			continue
-		}
-		os.RemoveAll(strings.TrimSuffix(name, ".lock"))
-		os.Remove(name)
-		_ = lock.Unlock()
-	}
-}
-
-func (c *packageCache) archives() string { return filepath.Join(c.work, "archives") }
-func (c *packageCache) lists() string    { return filepath.Join(c.work, "lists") }
+func (c *packageCache) archives() string { return filepath.Join(c.work.Path(), "archives") }
+func (c *packageCache) lists() string    { return filepath.Join(c.work.Path(), "lists") }
 
 // lend links every package of the shared cache into the build's folder.
 func (c *packageCache) lend() error {
@@ -111,10 +87,4 @@ func linkPackages(from, to string) error {
 	return nil
 }
 
-func (c *packageCache) close() {
-	os.RemoveAll(c.work)
-	if c.lock != nil {
-		os.Remove(c.lock.Path())
-		_ = c.lock.Unlock()
-	}
-}
+func (c *packageCache) close() error { return c.work.Remove() }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"sidus/image/scratch"
 )
 
 // digestCache remembers the SHA-256 of files by what stat says of them, so
@@ -96,19 +98,13 @@ func writeAtomic(name string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	f, err := scratch.NewFile(name, true)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
-	if e := f.Close(); err == nil {
-		err = e
+	defer f.Discard()
+	if _, err := f.Write(text); err != nil {
+		return err
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return f.Keep()
 }

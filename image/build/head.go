@@ -17,8 +17,8 @@ type Head interface {
 	// text each, at most limit.
 	Changes(ctx context.Context, limit int) ([]string, error)
 	// Known finds, for each key, the snapshot to use: a complete one of this
-	// tree rather than another, then the newest. Keys without one are left
-	// out.
+	// tree rather than another, then the newest. Keys without one, or whose
+	// snapshots are lost, are left out.
 	Known(ctx context.Context, keys []string) (map[string]Snapshot, error)
 	// Newest finds the newest snapshot of this tree for each of its phases.
 	Newest(ctx context.Context) (map[string]Snapshot, error)
@@ -81,25 +81,31 @@ func (h *ManagerHead) Known(ctx context.Context, keys []string) (map[string]Snap
 	if err != nil {
 		return nil, err
 	}
-	known := make(map[string]Snapshot)
+	var list []image.Snapshot // of each key the newest first
 	for _, key := range keys {
-		list, err := h.Manager.SnapshotsByKey(ctx, key) // the newest first
+		some, err := h.Manager.SnapshotsByKey(ctx, key)
 		if err != nil {
 			return nil, err
 		}
-		best := -1
-		for _, s := range list {
-			rank := 0
-			if s.TreeID == tree.ID {
+		list = append(list, some...)
+	}
+	if len(list) > 0 {
+		if err := h.Manager.MarkLost(ctx, list); err != nil {
+			return nil, err
+		}
+	}
+	known, best := make(map[string]Snapshot), make(map[string]int)
+	for _, s := range list {
+		rank := 1
+		if s.TreeID == tree.ID {
+			rank++
+			if s.Complete {
 				rank++
-				if s.Complete {
-					rank++
-				}
 			}
-			if rank > best {
-				best = rank
-				known[key] = h.snapshot(s, tree)
-			}
+		}
+		if !s.Lost && rank > best[s.Key] {
+			best[s.Key] = rank
+			known[s.Key] = h.snapshot(s, tree)
 		}
 	}
 	return known, nil

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"sidus/image/spell"
 )
 
 // source is one recipe file while it is decoded.
@@ -314,30 +316,9 @@ func nearest(word string, valid []string) string {
 	}
 	best, bestDistance := "", max(2, len(word)/3)+1
 	for _, v := range valid {
-		if d := distance(word, v); d < bestDistance {
+		if d := spell.Distance(word, v); d < bestDistance {
 			best, bestDistance = v, d
 		}
 	}
 	return best
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

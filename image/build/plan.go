@@ -156,7 +156,7 @@ func reason(p *PlannedPhase, now Inputs, parent string, known Known, rebuild str
 	case past.Key == p.Key && after:
 		return "parent runs again"
 	case past.Key == p.Key:
-		return "its snapshot was deleted"
+		return "its snapshot is gone"
 	case past.Inputs == nil && past.Parent != parent && past.Parent != "":
 		return "parent changed"
 	case past.Inputs == nil:

@@ -75,7 +75,7 @@ func TestPlan(t *testing.T) {
 		{name: "a step was deleted", change: func(_ *testing.T, _ string, k *Known, keys []string) { delete(k.ByKey, keys[0]) },
 			want: "cached a later phase is there\ncached t@2\ncached t@3", from: "t@3"},
 		{name: "the end was deleted", change: func(_ *testing.T, _ string, k *Known, keys []string) { delete(k.ByKey, keys[2]) },
-			want: "cached t@1\ncached t@2\nrun its snapshot was deleted", from: "t@2"},
+			want: "cached t@1\ncached t@2\nrun its snapshot is gone", from: "t@2"},
 		{name: "inputs are forgotten", recipe: strings.Replace(planRecipe, "[vim]", "[vim, less]", 1), change: func(_ *testing.T, _ string, k *Known, _ []string) {
 			for phase, p := range k.Before {
 				p.Inputs, p.Parent = nil, ""

@@ -153,6 +153,8 @@ func (c *comparison) pair(path string, oldDir, newDir int, name string) error {
 		return err
 	}
 	if a.kind() != b.kind() {
+		c.remember(path, a, nil)
+		c.remember(path, nil, b)
 		c.add(&Change{Path: full(path), Kind: Changed, Aspects: []Aspect{Type}, Old: a.file(), New: b.file()})
 		return errors.Join(c.inside(path, oldDir, name, a, Removed), c.inside(path, newDir, name, b, Added))
 	}

@@ -277,3 +277,42 @@ func BenchmarkFiles(b *testing.B) {
 		})
 	}
 }
+
+// TestLinksOfWhatBecameAnother: a file that loses a name to something of another
+// type is linked with others than before, and so is one that gains one.
+func TestLinksOfWhatBecameAnother(t *testing.T) {
+	roots := [2]string{t.TempDir(), t.TempDir()}
+	for i, linked := range []string{"lost", "gained"} {
+		for _, name := range []string{"lost", "gained"} {
+			path := filepath.Join(roots[i], name)
+			if err := os.WriteFile(path, []byte("same"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			var err error
+			if name == linked {
+				err = os.Link(path, filepath.Join(roots[i], name+"-too"))
+			} else {
+				err = os.Symlink("elsewhere", filepath.Join(roots[i], name+"-too"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	changes, err := Files(t.Context(), roots[0], roots[1], Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]Aspect{}
+	for _, c := range changes {
+		got[c.Path] = c.Aspects
+	}
+	for path, want := range map[string]Aspect{"/lost": Links, "/gained": Links, "/lost-too": Type, "/gained-too": Type} {
+		if !slices.Equal(got[path], []Aspect{want}) {
+			t.Errorf("%s: %v, want %v", path, got[path], want)
+		}
+	}
+	if len(got) != 4 {
+		t.Errorf("%v", got)
+	}
+}

@@ -314,7 +314,7 @@ func (s *site) sound() {
 // noScratch checks that no temporary file is in the state folder or the store.
 func (s *site) noScratch() {
 	s.t.Helper()
-	for _, pattern := range []string{".catalog-copy*", ".*.tmp", "secrets/.*", "store/.*", "cache/index/.*", "cache/index/*.lock", "log/.*"} {
+	for _, pattern := range []string{".scratch/*", "cache/work/*", ".*.tmp", "secrets/.*", "store/.*", "cache/index/.*", "cache/index/*.lock", "log/.*"} {
 		if found, _ := filepath.Glob(filepath.Join(s.dir, pattern)); len(found) > 0 {
 			s.t.Errorf("temporary files are left: %v", found)
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
@@ -287,14 +288,6 @@ func isMounted(folder string) (bool, error) {
 }
 
 func mountedByTable(folder string) (bool, error) {
-	mounts, err := readMounts()
-	if err != nil {
-		return false, err
-	}
-	for _, m := range mounts {
-		if m.path == folder {
-			return true, nil
-		}
-	}
-	return false, nil
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(folder))
+	return len(mounts) > 0, err
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"sidus/image/store"
@@ -277,7 +278,7 @@ func TestInside(t *testing.T) {
 34 33 0:41 / /mnt/other/proc rw - proc p rw
 35 21 0:30 / /mnt/all rw - zfs p/v rw
 `
-	mounts, err := parseMounts(strings.NewReader(text))
+	mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(text), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,8 +287,5 @@ func TestInside(t *testing.T) {
 	}
 	if got := inside(mounts, "/run/s/volume-2"); len(got) != 0 {
 		t.Errorf("%q", got)
-	}
-	if _, err := parseMounts(strings.NewReader("1 2 3\n")); err == nil {
-		t.Error("a short line is taken")
 	}
 }
