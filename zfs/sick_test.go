@@ -149,4 +149,7 @@ func TestSuspended(t *testing.T) {
 	if err := keep.do(); err != nil {
 		t.Errorf("when the disk goes on: %v", err)
 	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
 }

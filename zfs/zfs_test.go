@@ -255,6 +255,33 @@ func TestByHand(t *testing.T) {
 	}
 }
 
+// TestParentGone takes the dataset of a store that is open away, and gives it back.
+func TestParentGone(t *testing.T) {
+	o := datasetOptions(t)
+	s, ctx := open(t, o), t.Context()
+	v := filled(t, s)
+	id := taken(t, s, v)
+	must(t, "zfs", "rename", "-u", s.parent, s.parent+"-away")
+	for name, do := range map[string]func() error{
+		"List":          func() error { _, err := s.List(ctx); return err },
+		"Remnants":      func() error { _, err := s.Remnants(ctx); return err },
+		"CreateVolume":  func() error { return s.CreateVolume(ctx, store.NewVolumeID()) },
+		"Snapshot":      func() error { return s.Snapshot(ctx, v, store.NewSnapshotID()) },
+		"MountSnapshot": func() error { _, err := s.MountSnapshot(ctx, id); return err },
+	} {
+		if err := do(); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "zfs list") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Open(ctx, o); !errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), "renamed") {
+		t.Errorf("Open: %v", err)
+	}
+	must(t, "zfs", "rename", "-u", s.parent+"-away", s.parent)
+	if text, err := content(t, s, id, "file"); len(text) != 1<<20 || err != nil {
+		t.Errorf("when it is back: %d bytes, %v", len(text), err)
+	}
+}
+
 // TestAdopt adopts a dataset that an administrator made, and nothing else.
 func TestAdopt(t *testing.T) {
 	o := datasetOptions(t)
