@@ -104,15 +104,16 @@ func queryTrees(tx *sql.Tx) (trees []Tree, err error) {
 }
 
 // ChangeMark returns a text that is another one after each change of what is
-// replicated.
+// replicated. Signs of life change it once in ten minutes: hundreds of nodes give
+// some each second, and a session is silent for 30 days before that counts.
 func (m *Manager) ChangeMark(ctx context.Context) (mark string, err error) {
 	err = m.catalog.View(ctx, func(tx *sql.Tx) error {
 		return tx.QueryRow(`SELECT
 			(SELECT COALESCE(MAX(id), 0) FROM event) || ' ' ||
 			(SELECT COALESCE(SUM(changed), 0) || ' ' || COUNT(*) FROM channel) || ' ' ||
-			(SELECT COUNT(*) || ' ' || COALESCE(MAX(heard), 0) || ' ' || COALESCE(MAX(step_at), 0) || ' ' || COUNT(ended) FROM session) || ' ' ||
+			(SELECT COUNT(*) || ' ' || COALESCE(MAX(heard), 0) / 600000 || ' ' || COALESCE(MAX(step_at), 0) || ' ' || COUNT(ended) FROM session) || ' ' ||
 			(SELECT COUNT(*) || ' ' || COALESCE(SUM(expires), 0) FROM lease) || ' ' ||
-			(SELECT COUNT(*) || ' ' || COALESCE(MAX(last_seen), 0) FROM node) || ' ' ||
+			(SELECT COUNT(*) || ' ' || COALESCE(MAX(last_seen), 0) / 600000 FROM node) || ' ' ||
 			(SELECT COUNT(*) || ' ' || COALESCE(MAX(answered), 0) FROM live_update)`).Scan(&mark)
 	})
 	// A recipe is kept after its build is in the history.

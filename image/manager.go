@@ -3,13 +3,9 @@ package image
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"time"
+	"sync/atomic"
 
-	"github.com/gofrs/flock"
 	"github.com/sirupsen/logrus"
 
 	"sidus/image/catalog"
@@ -37,6 +33,7 @@ type Manager struct {
 	log     logrus.FieldLogger
 
 	properties map[string]string // of new trees, see WithProperties
+	kept       *atomic.Value     // the ChangeMark of what the store's copy of the catalog holds at least, see KeepChanges
 }
 
 // New makes a Manager. The catalog and the store stay the caller's to close.
@@ -48,6 +45,7 @@ func New(options Options) *Manager {
 		actor:   options.Actor,
 		message: options.Message,
 		log:     options.Logger,
+		kept:    new(atomic.Value),
 	}
 	if m.actor == (catalog.Actor{}) {
 		m.actor = catalog.CurrentActor()
@@ -97,48 +95,4 @@ func (m *Manager) MountHeadToRead(ctx context.Context, lock *HeadLock) (store.Mo
 		return nil, err
 	}
 	return m.mountHead(ctx, tree)
-}
-
-// copyRetry is how often a process looks whether another one has ended its copy.
-const copyRetry = 5 * time.Millisecond
-
-// keepCatalog leaves a copy of the catalog in the store, where the store can
-// keep one, so that the pool alone is enough to come back. It is called after
-// each change; a failure is logged, since the change itself is durable.
-func (m *Manager) keepCatalog(ctx context.Context) {
-	keeper, ok := m.store.(store.Keeper)
-	if !ok {
-		return
-	}
-	if err := m.copyCatalogTo(ctx, keeper); err != nil {
-		m.log.WithError(err).Warn("the store has no copy of the newest catalog")
-	}
-}
-
-// copyCatalogTo hands the store a copy. One process at a time does so: else the
-// older of two copies could come last.
-func (m *Manager) copyCatalogTo(ctx context.Context, keeper store.Keeper) (err error) {
-	lock := flock.New(m.layout.catalogCopyLock(), flock.SetPermissions(0o600))
-	if _, err := lock.TryLockContext(ctx, copyRetry); err != nil {
-		return errors.Join(err, lock.Close())
-	}
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	folder, err := m.layout.MakeScratch("catalog")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, folder.Remove()) }()
-	path := filepath.Join(folder.Path(), "sidus.db")
-	if err := m.catalog.CopyTo(ctx, path); err != nil {
-		return err
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := keeper.Keep(ctx, "sidus.db", file); err != nil {
-		return fmt.Errorf("keep a copy of the catalog: %w", err)
-	}
-	return nil
 }

@@ -29,6 +29,7 @@ func newBooting(ctx context.Context, s *Server, group *errgroup.Group) *booting 
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	if s.Boots() {
 		group.Go(b.watchRole)
+		group.Go(b.keepCatalog)
 	}
 	return b
 }
@@ -66,5 +67,29 @@ func (b *booting) watchRole() error {
 		}
 		b.server.Log.WithError(err).Warn("no machine boots from here any more; NFS goes on for those that run. `sidus takeover` and a new start of serve change that")
 		return nil
+	}
+}
+
+// keepEvery is how often the store gets a copy of sessions and leases that have
+// changed. What machines have booted since the last one is not known to a server
+// that takes over with the store alone.
+const keepEvery = 20 * time.Second
+
+// keepCatalog leaves copies of the catalog in the store, the last one at the end.
+func (b *booting) keepCatalog() error {
+	ctx := context.WithoutCancel(b.ctx)
+	if err := b.server.Manager.NoteCatalog(ctx); err != nil {
+		return err
+	}
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.ctx.Done():
+			b.server.Manager.KeepChanges(ctx)
+			return nil
+		case <-tick.C:
+			b.server.Manager.KeepChanges(ctx)
+		}
 	}
 }

@@ -54,6 +54,10 @@ func siteAction(body func(ctx context.Context, c *cli.Context, s *site) error) c
 			if err := s.manager.Writable(c.Context); err != nil {
 				return err
 			}
+			if err := s.manager.NoteCatalog(c.Context); err != nil {
+				return err
+			}
+			defer s.manager.KeepChanges(context.WithoutCancel(c.Context))
 		}
 		return body(c.Context, c, s)
 	}
@@ -114,10 +118,13 @@ func openSite(ctx context.Context, c *cli.Context) (s *site, err error) {
 
 // noStoreYet says what to do if the catalog is not there.
 func noStoreYet(layout image.Layout, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no store in %s yet: `sidus init` makes one (or --state names another folder)", layout.Dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err
+	if _, statErr := os.Stat(layout.StoreFile()); statErr == nil {
+		return fmt.Errorf("there is a store in %s, but no catalog: `sidus restore --from-store --force` brings it back (or `sidus restore FILE`)", layout.Dir)
+	}
+	return fmt.Errorf("there is no store in %s yet: `sidus init` makes one (or --state names another folder); `sidus restore` brings back one that was there", layout.Dir)
 }
 
 func (s *site) close() error {

@@ -369,7 +369,7 @@ func TestBrokenStates(t *testing.T) {
 		words  []string
 	}{
 		"no state folder": {func(s *site) { must(s.t, os.RemoveAll(s.dir)) }, 1, []string{"sidus init", "--state"}},
-		"no catalog":      {func(s *site) { s.removeCatalog() }, 1, []string{"sidus init"}},
+		"no catalog":      {func(s *site) { s.removeCatalog() }, 1, []string{"sidus restore --from-store"}},
 		"empty catalog": {func(s *site) {
 			s.removeCatalog()
 			must(s.t, os.WriteFile(filepath.Join(s.dir, "sidus.db"), nil, 0o600))

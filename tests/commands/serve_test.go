@@ -306,6 +306,36 @@ func TestServe(t *testing.T) {
 	w.stopped(p)
 }
 
+// TestStoreAloneIsEnough: the copy of the catalog that the store keeps has the
+// networks, the nodes, and what a server that has ended knew of its machines.
+func TestStoreAloneIsEnough(t *testing.T) {
+	t.Parallel()
+	w := newWire(t)
+	p := w.served()
+	w.answers() // a machine boots
+	w.stopped(p)
+	w.ok("node", "add", "52:54:00:00:00:0a", "--name", "n1")
+	all := func() (text string) {
+		for _, args := range [][]string{{"network", "list", "--json"}, {"node", "list", "--json"}, {"status", "--json"}} {
+			text += w.ok(args...)
+		}
+		return regexp.MustCompile(`"(at|now|heard_ago)": *[^,}]*`).ReplaceAllString(text, "")
+	}
+	before := all()
+	for _, word := range []string{`"lab"`, `"n1"`, "52:54:00:00:00:09"} {
+		if !strings.Contains(before, word) {
+			t.Errorf("there is no %s in %s", word, before)
+		}
+	}
+	w.removeCatalog()
+	w.fails(1, []string{"sidus restore --from-store --force"}, "list")
+	w.ok("restore", "--from-store", "--force", "--yes")
+	if after := all(); after != before {
+		t.Errorf("before: %s\nafter: %s", before, after)
+	}
+	w.sound()
+}
+
 // TestServeWhileDemoted: two servers must not answer one machine, and what runs
 // keeps its root.
 func TestServeWhileDemoted(t *testing.T) {
