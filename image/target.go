@@ -36,6 +36,7 @@ type TargetLag struct {
 	Target
 	Snapshots int      `json:"snapshots_behind"`        // that the target does not have, and takes
 	Channels  []string `json:"channels_behind"`         // that have moved since
+	Sessions  int      `json:"sessions_behind"`         // that have begun, gone on or ended since
 	Seconds   int64    `json:"seconds_behind"`          // since the moment that the target holds; 0 if nothing has changed since
 	Never     bool     `json:"never_run,omitempty"`     // no run has succeeded yet
 	Changed   bool     `json:"changed"`                 // something is to be sent
@@ -253,7 +254,10 @@ func lagOf(tx *sql.Tx, t Target) (lag TargetLag, err error) {
 	if err := tx.QueryRow(`SELECT COUNT(*) FROM hold WHERE target = ?`, t.Name).Scan(&lag.Holds); err != nil {
 		return lag, err
 	}
-	lag.Changed = lag.Snapshots > 0 || len(lag.Channels) > 0 || events > 0
+	if err := tx.QueryRow(`SELECT COUNT(*) FROM session WHERE step_at > ? OR ended > ?`, asOf, asOf).Scan(&lag.Sessions); err != nil {
+		return lag, err
+	}
+	lag.Changed = lag.Snapshots > 0 || len(lag.Channels) > 0 || lag.Sessions > 0 || events > 0
 	if lag.Changed && !t.AsOf.IsZero() {
 		lag.Seconds = int64(time.Since(t.AsOf).Seconds())
 	}

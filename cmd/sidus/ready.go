@@ -22,7 +22,7 @@ func readyCommand() *cli.Command {
 			"to what the primary announced last. A server that another took over from is never ready. It says what is\n"+
 			"wrong and ends with status 1 otherwise. For keepalived's track_script and other watchers.",
 			"sidus ready", "sidus ready --json", "sidus ready --max-lag 10m"),
-		Flags: reads(&cli.DurationFlag{Name: "max-lag", Usage: "on a replica: not if the last transfer ended longer than `DURATION` ago"}),
+		Flags: reads(&cli.DurationFlag{Name: "max-lag", Usage: "on a replica: not if the last transfer is older than `DURATION`; replicate --watch makes one each minute, also if nothing changes"}),
 		Action: func(c *cli.Context) error {
 			setVerbosity(c)
 			if _, err := want(c); err != nil {

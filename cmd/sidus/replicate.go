@@ -290,9 +290,9 @@ func replicateStatus(ctx context.Context, c *cli.Context, s *site) error {
 			case lag.Changed:
 				behind = time.Duration(lag.Seconds * int64(time.Second)).String()
 			}
-			rows = append(rows, []string{lag.Name, behind, strconv.Itoa(lag.Snapshots), dash(strings.Join(lag.Channels, ",")), ago(lag.Done), strconv.Itoa(lag.Holds), dash(lag.Error)})
+			rows = append(rows, []string{lag.Name, behind, strconv.Itoa(lag.Snapshots), strconv.Itoa(lag.Sessions), dash(strings.Join(lag.Channels, ",")), ago(lag.Done), strconv.Itoa(lag.Holds), dash(lag.Error)})
 		}
-		table(w, []string{"TARGET", "BEHIND", "SNAPSHOTS", "CHANNELS", "DONE", "HOLDS", "LAST ERROR"}, rows)
+		table(w, []string{"TARGET", "BEHIND", "SNAPSHOTS", "SESSIONS", "CHANNELS", "DONE", "HOLDS", "LAST ERROR"}, rows)
 	})
 }
 
@@ -301,6 +301,10 @@ const (
 	watchPoll  = time.Second      // between looks at the catalog
 	retryFirst = 5 * time.Second  // after a failure; each time twice as long
 	retryLast  = 60 * time.Second // but never longer
+	// confirmEvery is how often a target hears that nothing has changed: `sidus
+	// ready --max-lag` on it tells a site where nothing happens from one whose
+	// primary is gone, and a target that has lost its state gets it again.
+	confirmEvery = time.Minute
 )
 
 // watchTargets replicates each change until ctx ends. Targets are looked for
@@ -360,14 +364,15 @@ func stopped(ctx context.Context, err error) error {
 	return err
 }
 
-// followTarget brings one target up to date after each change.
+// followTarget brings one target up to date after each change, and once a minute.
 func followTarget(ctx context.Context, c *cli.Context, s *site, name string) {
 	log := logrus.WithField("target", name)
 	done, retry, lastError := "", retryFirst, ""
+	var confirmed time.Time
 	for ctx.Err() == nil {
 		pause := watchPoll
 		mark, err := s.manager.ChangeMark(ctx)
-		if err == nil && mark != done {
+		if err == nil && (mark != done || time.Since(confirmed) >= confirmEvery) {
 			var t image.Target
 			var report transfer.Report
 			if t, err = s.manager.Target(ctx, name); err == nil {
@@ -383,6 +388,7 @@ func followTarget(ctx context.Context, c *cli.Context, s *site, name string) {
 					log.Info(summaryOf(report))
 				}
 				done, retry, lastError, pause = mark, retryFirst, "", c.Duration("every")
+				confirmed = time.Now()
 			}
 		}
 		if err != nil && ctx.Err() == nil {

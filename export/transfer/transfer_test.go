@@ -624,8 +624,12 @@ func TestHolds(t *testing.T) {
 	}
 	lags, err := a.manager.Lags(ctx)
 	must(t, err)
-	if len(lags) != 1 || lags[0].Snapshots != 1 || !lags[0].Changed {
+	if len(lags) != 1 || lags[0].Snapshots != 1 || lags[0].Sessions != 0 || !lags[0].Changed {
 		t.Errorf("%+v", lags)
+	}
+	a.session("52:54:00:00:00:01", list[0].ID, time.Now(), time.Now())
+	if lags, err = a.manager.Lags(ctx); err != nil || lags[0].Sessions != 1 {
+		t.Errorf("after a boot: %+v, %v", lags, err)
 	}
 	if n, err := a.manager.ReleaseHolds(ctx, "second", list[2].ID); err != nil || n != 1 {
 		t.Errorf("%d, %v", n, err)
