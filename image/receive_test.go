@@ -304,3 +304,33 @@ func TestReceiveWhatIsLost(t *testing.T) {
 		t.Errorf("again: %v", err)
 	}
 }
+
+// TestCollectorsBesideReceive: who collects what was deleted leaves a snapshot
+// alone that has come back under its ID meanwhile.
+func TestCollectorsBesideReceive(t *testing.T) {
+	b := newBench(t)
+	_, list := b.tree("debian", 2)
+	b.snapshot("debian") // the head starts from it
+	back := list[1]
+	options := ReceiveOptions{Snapshot: back, Source: "a test", Take: b.take(back.ID, "back")}
+	b.store.FailOn("DestroySnapshot", store.ErrInUse)
+	b.must(b.DeleteSnapshot(t.Context(), list[0].ID))
+	b.must(b.DeleteSnapshot(t.Context(), back.ID))
+	b.store.FailOn("DestroySnapshot", nil)
+	// While the first is destroyed by one, the second comes back by another.
+	other := b.another("bob")
+	b.store.Inject(func(step string) error {
+		if step == "DestroySnapshot: begin" {
+			b.store.Inject(nil)
+			_, err := other.Receive(t.Context(), options)
+			b.must(err)
+		}
+		return nil
+	})
+	_, _, err := b.collectRetired(t.Context(), nil, true)
+	b.must(err)
+	if b.read(back.ID, "file") != "back" {
+		t.Error("its content is another")
+	}
+	b.sound()
+}

@@ -126,7 +126,17 @@ func (m *Manager) collectRetired(ctx context.Context, fresh []string, all bool) 
 				left = append(left, r)
 				continue
 			}
-			err := m.destroyItem(ctx, r.item())
+			// Another process may have destroyed it, and a snapshot may have come
+			// back under its ID since.
+			there, err := m.isRetired(ctx, r.ID)
+			if err != nil {
+				return done, left, err
+			}
+			if !there {
+				gone = append(gone, r)
+				continue
+			}
+			err = m.destroyItem(ctx, r.item())
 			if err == nil {
 				gone = append(gone, r)
 				continue
@@ -153,6 +163,13 @@ func (m *Manager) collectRetired(ctx context.Context, fresh []string, all bool) 
 		}
 	}
 	return done, left, m.noteReasons(context.WithoutCancel(ctx), left)
+}
+
+func (m *Manager) isRetired(ctx context.Context, id string) (there bool, err error) {
+	err = m.catalog.View(ctx, func(tx *sql.Tx) error {
+		return tx.QueryRow(`SELECT EXISTS (SELECT 1 FROM retired WHERE id = ?)`, id).Scan(&there)
+	})
+	return there, err
 }
 
 func boolToInt(b bool) int {
