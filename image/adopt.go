@@ -276,7 +276,7 @@ func (a *adoption) trees(do *statements) {
 	// Names may have been exchanged: IDs are free as names meanwhile. A tree
 	// that only this server has steps aside.
 	do.exec(`UPDATE main.tree SET name = id WHERE id IN (SELECT id FROM src.tree)`)
-	do.exec(`UPDATE main.tree SET name = name || '-' || substr(id, 1, 8) WHERE deleted IS NULL AND id NOT IN (SELECT id FROM src.tree)
+	do.exec(`UPDATE main.tree SET name = substr(name, 1, 55) || '-' || substr(id, 1, 8) WHERE deleted IS NULL AND id NOT IN (SELECT id FROM src.tree)
 		AND name IN (SELECT name FROM src.tree WHERE deleted IS NULL)`)
 	made := map[string]adoptedHead{}
 	for _, h := range a.heads {

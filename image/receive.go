@@ -89,7 +89,7 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 				return err
 			}
 			if fresh {
-				if err := insertTree(tx, t); err != nil {
+				if err := bringTree(tx, t); err != nil {
 					return err
 				}
 			}
@@ -138,11 +138,16 @@ func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions, los
 		if other, err := treeByName(tx, name); err == nil && options.Replicated {
 			// The primary has renamed trees: its catalog, which comes last,
 			// has all their names.
-			name += "-" + options.Snapshot.TreeID[:min(8, len(options.Snapshot.TreeID))]
+			id := options.Snapshot.TreeID[:min(8, len(options.Snapshot.TreeID))]
+			name = name[:min(len(name), maxName-1-len(id))] + "-" + id
 		} else if err == nil {
 			return fmt.Errorf("tree %s: %w, and is another one (made %s); give another name", name, store.ErrExists, other.Created.Format("2006-01-02 15:04"))
 		}
 		t, fresh = newTree(name, options.Snapshot.ID), true
+		if options.Replicated && store.VolumeID(options.Snapshot.TreeID).Validate() == nil {
+			t.ID = options.Snapshot.TreeID // also if it was deleted here: it is the primary's
+			return nil
+		}
 		var used int
 		if err := tx.QueryRow(`SELECT COUNT(*) FROM tree WHERE id = ?`, options.Snapshot.TreeID).Scan(&used); err != nil {
 			return err
@@ -153,6 +158,20 @@ func (m *Manager) receivingTree(ctx context.Context, options ReceiveOptions, los
 		return nil
 	})
 	return t, fresh, err
+}
+
+// bringTree makes a tree that comes from another server visible, also one that is
+// on record as deleted.
+func bringTree(tx *sql.Tx, t Tree) error {
+	result, err := tx.Exec(`UPDATE tree SET name = ?, head = ?, base = ?, touched = FALSE, deleted = NULL WHERE id = ? AND deleted IS NOT NULL`,
+		t.Name, t.Head, t.Base, t.ID)
+	if err != nil {
+		return fmt.Errorf("tree %s: %w", t.Name, err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n > 0 {
+		return err
+	}
+	return insertTree(tx, t)
 }
 
 // checkReceived refuses a snapshot that the catalog names, unless it is known to

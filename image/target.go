@@ -27,13 +27,14 @@ type Target struct {
 	Error    string    `json:"error,omitempty"`
 	Sent     int64     `json:"sent"` // bytes that the last run sent
 
-	held []store.SnapshotID // what the target had after the last run
+	held         []store.SnapshotID // what the target had after the last run
+	portableOnly bool               // what the last run found, whatever Portable says
 }
 
 // TargetLag says how far a target is behind.
 type TargetLag struct {
 	Target
-	Snapshots int      `json:"snapshots_behind"`        // that the target does not have
+	Snapshots int      `json:"snapshots_behind"`        // that the target does not have, and takes
 	Channels  []string `json:"channels_behind"`         // that have moved since
 	Seconds   int64    `json:"seconds_behind"`          // since the moment that the target holds; 0 if nothing has changed since
 	Never     bool     `json:"never_run,omitempty"`     // no run has succeeded yet
@@ -41,7 +42,7 @@ type TargetLag struct {
 	Holds     int      `json:"snapshots_held,omitzero"` // snapshots that stay for its sake
 }
 
-const targetColumns = `name, url, rate, portable, decrypt, added, tried, done, as_of, error, sent, held`
+const targetColumns = `name, url, rate, portable, decrypt, added, tried, done, as_of, error, sent, held, portable_only`
 
 func queryTargets(tx *sql.Tx, where string, args ...any) (list []Target, err error) {
 	rows, err := tx.Query(`SELECT `+targetColumns+` FROM target `+where+` ORDER BY name`, args...)
@@ -53,7 +54,7 @@ func queryTargets(tx *sql.Tx, where string, args ...any) (list []Target, err err
 		var t Target
 		var added, tried, done, asOf int64
 		var held []byte
-		if err := rows.Scan(&t.Name, &t.URL, &t.Rate, &t.Portable, &t.Decrypt, &added, &tried, &done, &asOf, &t.Error, &t.Sent, &held); err != nil {
+		if err := rows.Scan(&t.Name, &t.URL, &t.Rate, &t.Portable, &t.Decrypt, &added, &tried, &done, &asOf, &t.Error, &t.Sent, &held, &t.portableOnly); err != nil {
 			return nil, err
 		}
 		t.Added, t.Tried, t.Done, t.AsOf = catalog.Time(added), catalog.Time(tried), catalog.Time(done), catalog.Time(asOf)
@@ -144,11 +145,19 @@ func (m *Manager) TargetFailed(ctx context.Context, name string, why error) erro
 	})
 }
 
-// TargetDone notes that a target holds the snapshots given and the catalog as
-// of a moment. Of each tree the newest of those is held from now on: the next
-// difference begins there.
-func (m *Manager) TargetDone(ctx context.Context, name string, asOf time.Time, held []store.SnapshotID, sent int64) error {
-	text, err := json.Marshal(held)
+// TargetRun is what a run that succeeded has found and done.
+type TargetRun struct {
+	AsOf         time.Time          // the moment that the target holds the catalog of
+	Held         []store.SnapshotID // what the target has
+	Sent         int64              // bytes
+	PortableOnly bool               // the target takes portable streams only, which complete snapshots go in
+}
+
+// TargetDone notes that a run to a target has succeeded. Of each tree the newest
+// snapshot that the target has is held from now on, if the next difference begins
+// there.
+func (m *Manager) TargetDone(ctx context.Context, name string, run TargetRun) error {
+	text, err := json.Marshal(run.Held)
 	if err != nil {
 		return err
 	}
@@ -157,12 +166,13 @@ func (m *Manager) TargetDone(ctx context.Context, name string, asOf time.Time, h
 			return nil // it was removed meanwhile
 		}
 		now := catalog.Millis(time.Now())
-		_, err := tx.Exec(`UPDATE target SET done = ?, as_of = ?, error = '', sent = ?, held = ? WHERE name = ?`, now, catalog.Millis(asOf), sent, string(text), name)
+		_, err := tx.Exec(`UPDATE target SET done = ?, as_of = ?, error = '', sent = ?, held = ?, portable_only = ? WHERE name = ?`,
+			now, catalog.Millis(run.AsOf), run.Sent, string(text), run.PortableOnly, name)
 		if err != nil {
 			return err
 		}
 		there := map[store.SnapshotID]bool{}
-		for _, id := range held {
+		for _, id := range run.Held {
 			there[id] = true
 		}
 		snapshots, err := querySnapshots(tx, `snapshot.deleted IS NULL ORDER BY snapshot.tree, snapshot.number`)
@@ -171,11 +181,11 @@ func (m *Manager) TargetDone(ctx context.Context, name string, asOf time.Time, h
 		}
 		newest := map[string]store.SnapshotID{}
 		for _, s := range snapshots {
-			if there[s.ID] {
+			if there[s.ID] && !run.PortableOnly {
 				newest[s.TreeID] = s.ID
 			}
 		}
-		var keep []string
+		keep := []string{}
 		for _, id := range newest {
 			keep = append(keep, string(id))
 			if _, err := tx.Exec(`INSERT INTO hold (target, snapshot, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`, name, id, now); err != nil {
@@ -222,7 +232,7 @@ func lagOf(tx *sql.Tx, t Target) (lag TargetLag, err error) {
 		if !there[store.SnapshotID(id)] {
 			lag.Snapshots++
 		}
-	}, `SELECT id, '' FROM snapshot WHERE deleted IS NULL`)
+	}, `SELECT id, '' FROM snapshot WHERE deleted IS NULL AND (complete OR NOT ?)`, t.Portable || t.portableOnly)
 	if err != nil {
 		return lag, err
 	}

@@ -258,7 +258,7 @@ func runTarget(ctx context.Context, c *cli.Context, s *site, t image.Target, ask
 	if err != nil && (!errors.As(err, &lost) || report.AsOf.IsZero()) {
 		return report, err
 	}
-	return report, errors.Join(err, s.manager.TargetDone(ctx, t.Name, report.AsOf, report.Held, report.Bytes))
+	return report, errors.Join(err, s.manager.TargetDone(ctx, t.Name, report.Run()))
 }
 
 func replicateStatus(ctx context.Context, c *cli.Context, s *site) error {

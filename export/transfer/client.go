@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"sidus/export/stream"
 	"sidus/image"
 )
 
@@ -285,12 +284,4 @@ func (l *limited) Write(p []byte) (n int, err error) {
 		l.free = l.free.Add(time.Duration(float64(k) / float64(l.rate) * float64(time.Second)))
 	}
 	return n, nil
-}
-
-// streamKind is how a snapshot is sent.
-func (cl *client) streamKind(native stream.Kind, portable bool) stream.Kind {
-	if portable || native == "" || !cl.other.takes(native) {
-		return stream.Portable
-	}
-	return native
 }

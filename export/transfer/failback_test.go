@@ -151,3 +151,49 @@ func TestDiscardDespiteSessions(t *testing.T) {
 		t.Errorf("the replica holds\n%s\ninstead of\n%s", got, want)
 	}
 }
+
+// send sends a snapshot to another server.
+func (s *testSite) send(snapshot image.Snapshot, to *testSite) {
+	s.t.Helper()
+	connect, ended := dial(to.receiver(), 0, nil)
+	_, err := s.sender().Send(s.t.Context(), connect, snapshot, nil, "")
+	must(s.t, errors.Join(err, ended()))
+}
+
+// TestTreeComesBack: a tree that a replica has dropped, and that the primary has
+// got from elsewhere since, is the same one there, whatever its name.
+func TestTreeComesBack(t *testing.T) {
+	a, b, _ := pair(t, true)
+	c := newSite(t, "third", true)
+	ctx := t.Context()
+	_, err := replicateTo(a, b)
+	must(t, err)
+	_, _, err = b.manager.Takeover(ctx)
+	must(t, err)
+	name := strings.Repeat("x", 64)
+	a.tree(name)
+	only := a.snapshot(name, "of a", kib)
+	a.send(only, c)
+	_, _, err = a.manager.Demote(ctx)
+	must(t, err)
+	_, err = discard(b, a)
+	must(t, err)
+	c.send(only, b)
+	_, err = replicateTo(b, a)
+	must(t, err)
+	if got, want := a.alive(), b.alive(); got != want {
+		t.Errorf("the replica holds\n%s\ninstead of\n%s", got, want)
+	}
+	a.sound()
+	// Names are exchanged, and a snapshot comes into a tree whose name is that of
+	// another one there.
+	must(t, b.manager.Rename(ctx, name, "y"))
+	b.tree(name)
+	b.snapshot(name, "another", kib)
+	_, err = replicateTo(b, a)
+	must(t, err)
+	if got, want := a.alive(), b.alive(); got != want {
+		t.Errorf("after a renaming the replica holds\n%s\ninstead of\n%s", got, want)
+	}
+	a.sound()
+}

@@ -59,6 +59,14 @@ type Report struct {
 	Seconds   float64            `json:"seconds"`
 	AsOf      time.Time          `json:"as_of,omitzero"` // the moment that the receiver holds now
 	Held      []store.SnapshotID `json:"-"`              // what the receiver holds now
+	// PortableOnly says that a replica takes portable streams only, and so only
+	// complete snapshots.
+	PortableOnly bool `json:"portable_only,omitempty"`
+}
+
+// Run is what a replication means for its target.
+func (r Report) Run() image.TargetRun {
+	return image.TargetRun{AsOf: r.AsOf, Held: r.Held, Sent: r.Bytes, PortableOnly: r.PortableOnly}
 }
 
 // Sent is a snapshot that was sent.
@@ -165,14 +173,10 @@ func newestCommon(s image.Snapshot, ours, theirs image.Inventory) store.Snapshot
 // snapshot sends one snapshot: as a difference if the receiver can take that,
 // else as a whole, unless the base was chosen by hand.
 func (s *Sender) snapshot(ctx context.Context, cl *client, snapshot image.Snapshot, base store.SnapshotID, tree string, chosen bool) (sent Sent, did bool, err error) {
-	native := stream.Kind("")
-	if sender, ok := s.Store.(store.NativeSender); ok {
-		native = stream.Kind(sender.SendKind())
-	}
-	kind := cl.streamKind(native, s.Portable)
+	kind := s.streamKind(cl)
 	if kind == stream.Portable && base != "" {
 		if chosen {
-			return sent, false, fmt.Errorf("%w: %s takes %s streams of a %s store as portable ones only, which are whole; leave --base out", stream.ErrKind, cl.other.Host, native, native)
+			return sent, false, fmt.Errorf("%w: for %s it is a portable stream, which is whole; leave --base out", stream.ErrKind, cl.other.Host)
 		}
 		base = ""
 	}
@@ -274,6 +278,7 @@ func (s *Sender) Replicate(ctx context.Context, dial Dial) (report Report, err e
 	if err != nil {
 		return report, err
 	}
+	report.PortableOnly = s.streamKind(cl) == stream.Portable
 	plan, err := s.plan(ctx, cl, ours, &theirs)
 	if err != nil {
 		return report, err
@@ -352,15 +357,20 @@ func lostOf(ours image.Inventory, plan replicate.Plan, host string) *LostError {
 	return e
 }
 
+// streamKind is how snapshots are sent.
+func (s *Sender) streamKind(cl *client) stream.Kind {
+	sender, ok := s.Store.(store.NativeSender)
+	if !ok || s.Portable || !cl.other.takes(stream.Kind(sender.SendKind())) {
+		return stream.Portable
+	}
+	return stream.Kind(sender.SendKind())
+}
+
 // plan decides what is sent. If the replica has something that this server
 // does not know, and Discard agrees, it is dropped there.
 func (s *Sender) plan(ctx context.Context, cl *client, ours image.Inventory, theirs *image.Inventory) (replicate.Plan, error) {
-	native := stream.Kind("")
-	if sender, ok := s.Store.(store.NativeSender); ok {
-		native = stream.Kind(sender.SendKind())
-	}
 	options := replicate.Options{}
-	if cl.streamKind(native, s.Portable) == stream.Portable {
+	if s.streamKind(cl) == stream.Portable {
 		// Steps of builds are small as differences only.
 		options.Whole = true
 		complete := map[store.SnapshotID]bool{}

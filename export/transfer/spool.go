@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"sidus/export/stream"
 	"sidus/image"
@@ -20,6 +22,20 @@ const spoolAge = 7 * 24 * time.Hour
 
 const spoolSuffix = ".stream"
 
+// spoolLook is after how many bytes the space that is left is looked at.
+const spoolLook = 4 << 20
+
+// roomFor tells whether there is room for n bytes more beside a file, and for
+// others: the catalog lies on the same disk.
+func roomFor(file *os.File, n int64) bool {
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(int(file.Fd()), &s); err != nil {
+		return true // writing will tell
+	}
+	reserve := min(1<<30, int64(s.Blocks)*s.Bsize/20)
+	return int64(s.Bavail)*s.Bsize-n >= reserve
+}
+
 // spool is the file in which the parts of a stream lie until all of it is
 // here. Who sends the same stream again sends only the rest.
 type spool struct {
@@ -27,6 +43,7 @@ type spool struct {
 	file  *os.File // nil: nothing is kept, since the disk is full
 	units []stream.Unit
 	log   logrus.FieldLogger
+	room  int64 // bytes that there is room for, without another look
 }
 
 // openSpool looks for what has arrived of a stream, and removes what has become
@@ -84,7 +101,7 @@ type keeper struct {
 func (k *keeper) Read(p []byte) (int, error) {
 	n, err := k.r.Read(p)
 	if n > 0 && k.s.file != nil {
-		if _, writeErr := k.s.file.Write(p[:n]); writeErr != nil {
+		if writeErr := k.s.keep(p[:n]); writeErr != nil {
 			// The transfer goes on; only a cut costs more now.
 			k.s.log.WithError(writeErr).Warn("what arrives is not kept: if the transfer is cut, this snapshot begins anew")
 			k.s.remove()
@@ -93,11 +110,27 @@ func (k *keeper) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// failed removes what would not help another time: after a cut it does.
-func (s *spool) failed(err error) {
-	if !errors.Is(err, ErrCut) && !errors.Is(err, stream.ErrDamaged) && !errors.Is(err, stream.ErrTruncated) {
-		s.remove()
+func (s *spool) keep(p []byte) error {
+	if s.room < int64(len(p)) {
+		if !roomFor(s.file, spoolLook+int64(len(p))) {
+			return unix.ENOSPC
+		}
+		s.room = spoolLook + int64(len(p))
 	}
+	s.room -= int64(len(p))
+	_, err := s.file.Write(p)
+	return err
+}
+
+// failed removes what would not help another time: after a cut, or the end of
+// this process, it does.
+func (s *spool) failed(err error) {
+	for _, helps := range []error{ErrCut, stream.ErrDamaged, stream.ErrTruncated, context.Canceled} {
+		if errors.Is(err, helps) {
+			return
+		}
+	}
+	s.remove()
 }
 
 func (s *spool) remove() {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"sidus/export/replicate"
 	"sidus/export/stream"
@@ -363,6 +364,67 @@ func TestGoesOnInside(t *testing.T) {
 	}
 }
 
+// TestStoppedReceiver: what has arrived when a receiver is stopped helps the next
+// one.
+func TestStoppedReceiver(t *testing.T) {
+	a, b := newSite(t, "first", true), newSite(t, "second", true)
+	a.tree("deb")
+	const size = 40 << 20
+	s := a.snapshot("deb", "big", size)
+	serving, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	passed := 0
+	connect := func(context.Context) (io.ReadWriteCloser, error) {
+		here, there, err := connection()
+		go func() { ended <- b.receiver().Serve(serving, there, "test") }()
+		return &faulty{Conn: here, alter: func(p []byte) {
+			if passed += len(p); passed > 28<<20 {
+				stop()
+			}
+		}}, err
+	}
+	if _, err := a.sender().Send(t.Context(), connect, s, nil, ""); err == nil {
+		t.Fatal("it was not stopped")
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	b.sound()
+	again, done := dial(b.receiver(), 0, nil)
+	report, err := a.sender().Send(t.Context(), again, s, nil, "")
+	must(t, errors.Join(err, done()))
+	if report.Bytes > size-8<<20 {
+		t.Errorf("after a stop in the middle %d bytes were sent", report.Bytes)
+	}
+}
+
+// TestSpoolLeavesRoom: what is kept of a stream never fills the disk, which the
+// catalog lies on, too.
+func TestSpoolLeavesRoom(t *testing.T) {
+	a, b := newSite(t, "first", true), newSite(t, "second", true)
+	a.tree("deb")
+	s := a.snapshot("deb", "big", 60<<20)
+	must(t, unix.Mount("tmpfs", b.layout.Incoming(), "tmpfs", 0, "size=40m"))
+	t.Cleanup(func() { must(t, unix.Unmount(b.layout.Incoming(), 0)) })
+	least := uint64(1 << 60)
+	connect, ended := dial(b.receiver(), 0, func([]byte) {
+		var fs unix.Statfs_t
+		must(t, unix.Statfs(b.layout.Incoming(), &fs))
+		least = min(least, fs.Bavail*uint64(fs.Bsize))
+	})
+	_, err := a.sender().Send(t.Context(), connect, s, nil, "")
+	must(t, errors.Join(err, ended()))
+	if least < 2<<20 || least > 20<<20 {
+		t.Errorf("of 40 MiB %d bytes were free at some time", least)
+	}
+	if !strings.Contains(b.logged.String(), "is not kept") {
+		t.Error("the log says nothing")
+	}
+	if a.content(s.ID) != b.content(s.ID) {
+		t.Error("it holds something else")
+	}
+}
+
 func TestAlteredChunk(t *testing.T) {
 	a, b := newSite(t, "first", true), newSite(t, "second", true)
 	a.tree("deb")
@@ -549,7 +611,7 @@ func TestHolds(t *testing.T) {
 	must(t, a.manager.AddTarget(ctx, image.Target{Name: "second", URL: "ssh://b"}))
 	report, err := replicateTo(a, b)
 	must(t, err)
-	must(t, a.manager.TargetDone(ctx, "second", report.AsOf, report.Held, report.Bytes))
+	must(t, a.manager.TargetDone(ctx, "second", report.Run()))
 	holds, err := a.manager.Holds(ctx)
 	must(t, err)
 	if len(holds) != 2 || holds[0].Snapshot != list[1].ID || holds[1].Snapshot != list[2].ID {
@@ -600,6 +662,38 @@ func TestProgressOfDifferences(t *testing.T) {
 		ref := list[i].Ref()
 		if got := guesses[ref]; got < want || got > want+16*kib {
 			t.Errorf("%s (base %q): guessed %d, the file has %d", ref, report.Snapshots[i].Base, got, want)
+		}
+	}
+}
+
+// TestPortableTargetIsNotBehind: a target that takes portable streams only never
+// gets the steps of builds, and lacks nothing.
+func TestPortableTargetIsNotBehind(t *testing.T) {
+	for _, asked := range []bool{true, false} {
+		a, b, _ := pair(t, true)
+		ctx := t.Context()
+		_, err := a.manager.Snapshot(ctx, "deb", nil, false, image.SnapshotOptions{Phase: "base", Key: "k"})
+		must(t, err)
+		must(t, a.manager.AddTarget(ctx, image.Target{Name: "second", URL: "ssh://b", Portable: asked}))
+		sender, r := a.sender(), b.receiver()
+		if sender.Portable = asked; !asked {
+			r.Store = b.memory // takes no native streams
+		}
+		connect, ended := dial(r, 0, nil)
+		report, err := sender.Replicate(ctx, connect)
+		must(t, errors.Join(err, ended()))
+		must(t, a.manager.TargetDone(ctx, "second", report.Run()))
+		lags, err := a.manager.Lags(ctx)
+		must(t, err)
+		if len(report.Snapshots) != 3 || lags[0].Snapshots != 0 {
+			t.Errorf("asked %v: sent %d, behind %d", asked, len(report.Snapshots), lags[0].Snapshots)
+		}
+		if holds, err := a.manager.Holds(ctx); err != nil || len(holds) > 0 {
+			t.Errorf("asked %v: holds of which no difference begins: %+v, %v", asked, holds, err)
+		}
+		a.snapshot("deb", "x", kib)
+		if lags, err = a.manager.Lags(ctx); err != nil || lags[0].Snapshots != 1 {
+			t.Errorf("asked %v: after another snapshot: %+v, %v", asked, lags, err)
 		}
 	}
 }

@@ -316,3 +316,35 @@ func TestHoldsOnTheCommandLine(t *testing.T) {
 	s.fails(2, []string{"ssh://"}, "replicate", "add", "x", "http://y")
 	s.fails(2, []string{"sidus receive --token"}, "replicate", "add", "x", "tls://y")
 }
+
+// TestLostSnapshot destroys a snapshot of the primary behind its back: the rest
+// is replicated, and a replica that takes over says what it lacks.
+func TestLostSnapshot(t *testing.T) {
+	t.Parallel()
+	s, other := primary(t), newSite(t)
+	s.sendsTo(other, "")
+	s.ok("replicate", "add", "other", "ssh://other")
+	s.ok("replicate")
+	s.ok("snapshot", "w")
+	s.setMarker("w", "fourth")
+	s.ok("snapshot", "w")
+	s.ok("promote", "w@3")
+	var log []snapshotJSON
+	s.json(&log, "log", "w")
+	lost := log[slices.IndexFunc(log, func(s snapshotJSON) bool { return s.Number == 3 })].ID
+	if out, err := exec.Command("btrfs", "subvolume", "delete", filepath.Join(s.root(), "snapshots", lost)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s.fails(3, []string{"w@3", "lost", "channels default", "sidus promote"}, "replicate")
+	if out := s.ok("replicate", "--status"); !strings.Contains(out, "w@3") {
+		t.Errorf("the status: %s", out)
+	}
+	other.ok("show", "w@4")
+	if r := other.run("ready"); r.status != 1 || !strings.Contains(r.stdout, "channel default") {
+		t.Errorf("it is ready: %+v", r)
+	}
+	if r := other.run("takeover", "--yes"); r.status != 0 || !strings.Contains(r.stderr, "channel default") {
+		t.Errorf("it takes over without a word: %+v", r)
+	}
+	other.sound()
+}
