@@ -352,16 +352,6 @@ func (m *Manager) checkScratch() (findings []Finding, err error) {
 	if len(incoming) > 0 {
 		errs = append(errs, add(m.layout.IncomingLock(), incoming...))
 	}
-	left, err := scratch.Left(m.layout.Scratch())
-	errs = append(errs, err)
-	for _, path := range left {
-		findings = append(findings, Finding{
-			Kind:   FindingLeftover,
-			Text:   "a cut operation left the temporary folder " + path,
-			Repair: "removed the temporary folder " + path,
-			repair: func(context.Context) error { return scratch.RemoveLeft(path) },
-		})
-	}
 	locks, err := filepath.Glob(m.layout.Index("*") + ".lock")
 	errs = append(errs, err)
 	for _, lock := range locks {

@@ -35,7 +35,11 @@ func importStream(ctx context.Context, c *cli.Context, s *site, path, tree strin
 	}
 	m := r.Manifest()
 	if m.Base != "" {
-		if _, err := s.manager.SnapshotByID(ctx, m.Base); err != nil {
+		lost, err := s.manager.IsLost(ctx, m.Base)
+		if err == nil && lost {
+			err = &image.LostError{What: "snapshot " + string(m.Base)}
+		}
+		if err != nil {
 			return fmt.Errorf("import %s: it only holds what differs from a snapshot that has to be here first: %w", path, err)
 		}
 	}

@@ -15,10 +15,10 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"sidus/image"
 	"sidus/image/catalog"
+	"sidus/image/scratch"
 )
 
 // site is an open state folder: catalog, store, and what works on them.
@@ -166,25 +166,16 @@ func makeSiteKey(path string) (err error) {
 	}
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails, see crypto/rand
-	temp := filepath.Join(filepath.Dir(path), ".new-"+filepath.Base(path))
-	file, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	file, err := scratch.NewFile(path, false)
 	if err != nil {
 		return err
 	}
-	_, err = file.Write(key[:])
-	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	err = unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
-	if errors.Is(err, fs.ErrExist) { // another init was quicker
-		return os.Remove(temp)
-	}
-	if err != nil {
+	defer file.Discard()
+	if _, err := file.Write(key[:]); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
+	if err := file.Keep(); !errors.Is(err, fs.ErrExist) { // else another init was quicker
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
 }

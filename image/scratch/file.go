@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// newPrefix begins the hidden name that a file may have before its own.
+const newPrefix = ".new-"
+
 // File is a file that appears whole or not at all: until Keep it has no name,
 // and the kernel removes it when its process ends, in whatever way. (A file
 // system that has no such files gives it a hidden name beside its place.)
@@ -37,7 +40,7 @@ func NewFile(path string, replace bool) (*File, error) {
 	case !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR): // open(2) on O_TMPFILE
 		return nil, &fs.PathError{Op: "create", Path: path, Err: err}
 	}
-	if f.File, err = os.CreateTemp(folder, "."+filepath.Base(path)+"-"); err != nil {
+	if f.File, err = os.CreateTemp(folder, newPrefix+filepath.Base(path)+"-"); err != nil {
 		return nil, err
 	}
 	f.temp = f.Name()
@@ -82,7 +85,7 @@ func (f *File) Keep() (err error) {
 func (f *File) link() error {
 	as := f.path
 	if f.replace {
-		as = filepath.Join(filepath.Dir(f.path), fmt.Sprintf(".%s-%d", filepath.Base(f.path), os.Getpid()))
+		as = filepath.Join(filepath.Dir(f.path), fmt.Sprintf("%s%s-%d", newPrefix, filepath.Base(f.path), os.Getpid()))
 		if err := os.Remove(as); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err // of a process with this number that was cut
 		}

@@ -2,9 +2,7 @@ package commands
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
@@ -72,41 +70,5 @@ func TestKeptRecipe(t *testing.T) {
 	if entries, err := os.ReadDir(kept); err != nil || len(entries) != 0 {
 		t.Errorf("in the end %v is kept, %v", entries, err)
 	}
-	s.sound()
-}
-
-// TestLostCache builds where snapshots of phases were removed from the store by
-// hand: those phases run again. A head that is lost, too, is made by the build.
-func TestLostCache(t *testing.T) {
-	t.Parallel()
-	s := newSite(t)
-	recipe := writeRecipe(t, "small", busyboxPhases+"  - name: site\n    run: echo built > /etc/marker\n")
-	s.ok("build", recipe)
-	var shown struct {
-		Snapshot snapshotJSON `json:"snapshot"`
-	}
-	s.json(&shown, "show", "small@2")
-	lose := func(kind, id string) {
-		t.Helper()
-		path := filepath.Join(s.root(), kind, id)
-		if out, err := exec.Command("btrfs", "subvolume", "delete", path).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	lose("snapshots", shown.Snapshot.ID)
-	s.ok("exec", "small", "--", "/bin/busybox", "true")
-	var listing listingJSON
-	s.json(&listing, "list")
-	if r := s.run("build", recipe); r.status != 4 || !strings.Contains(r.stderr, "lost") || !strings.Contains(r.stderr, "--discard") {
-		t.Errorf("a head that nothing can be compared with: %+v", r)
-	}
-	lose("volumes", listing.Trees[0].Head)
-	s.want([]string{"run     site", "gone"}, "build", recipe, "--plan")
-	s.want([]string{"built small@3"}, "build", recipe)
-	s.want([]string{"built"}, "exec", "small", "--", "/bin/busybox", "cat", "/etc/marker")
-	if r := s.run("check"); r.status != 6 || !strings.Contains(r.stdout, "sidus delete small@2") || !strings.Contains(r.stdout, "import --stream") {
-		t.Errorf("check does not name the ways out: %+v", r)
-	}
-	s.ok("delete", "small@2", "--yes")
 	s.sound()
 }

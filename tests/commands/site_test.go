@@ -171,6 +171,10 @@ func (s *site) sandboxes() (found []string) {
 		if theirs, err := os.Readlink(process + "/ns/mnt"); err != nil || theirs == ours {
 			continue
 		}
+		// The tests of another package, in a namespace that they made from ours.
+		if program, err := os.Readlink(process + "/exe"); err != nil || strings.HasSuffix(strings.TrimSuffix(program, " (deleted)"), ".test") {
+			continue
+		}
 		mounts, _ := os.ReadFile(process + "/mountinfo")
 		for _, device := range devices {
 			if bytes.Contains(mounts, []byte(" "+device+" ")) {
