@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -156,10 +157,9 @@ func (s *site) waitAlone() {
 	}
 }
 
-// sandboxes are the processes in other mount namespaces in which the store is
-// mounted: what runs in a sandbox has an environment of its own, without the
-// mark. One of another site can be among them for an instant, while it makes
-// its namespace from ours.
+// sandboxes are the processes whose root is in the store: what runs in a sandbox
+// has an environment of its own, without the mark. A mount namespace that somebody
+// else made from ours has the store, too, but not as its root.
 func (s *site) sandboxes() (found []string) {
 	ours, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -171,13 +171,10 @@ func (s *site) sandboxes() (found []string) {
 		if theirs, err := os.Readlink(process + "/ns/mnt"); err != nil || theirs == ours {
 			continue
 		}
-		// The tests of another package, in a namespace that they made from ours.
-		if program, err := os.Readlink(process + "/exe"); err != nil || strings.HasSuffix(strings.TrimSuffix(program, " (deleted)"), ".test") {
-			continue
-		}
 		mounts, _ := os.ReadFile(process + "/mountinfo")
-		for _, device := range devices {
-			if bytes.Contains(mounts, []byte(" "+device+" ")) {
+		for line := range strings.Lines(string(mounts)) {
+			fields := strings.Fields(line) // mount point and source, see proc_pid_mountinfo(5)
+			if len(fields) > 4 && fields[4] == "/" && slices.ContainsFunc(devices, func(device string) bool { return slices.Contains(fields[5:], device) }) {
 				found = append(found, filepath.Base(process))
 			}
 		}
