@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"sidus/image/store"
 	"sidus/image/tool"
 )
@@ -21,7 +23,7 @@ type Progress func(done, total int64)
 // FillFromDirectory returns a Fill that copies a directory with all that a
 // file can have: owners, modes, times, links, extended attributes, ACLs, holes.
 // Other file systems that are mounted below it are left out.
-func FillFromDirectory(source string, progress Progress) (func(ctx context.Context, root string) error, error) {
+func FillFromDirectory(source string, progress Progress) (Fill, error) {
 	source, err := filepath.Abs(source)
 	if err != nil {
 		return nil, err
@@ -33,15 +35,16 @@ func FillFromDirectory(source string, progress Progress) (func(ctx context.Conte
 	if !info.IsDir() {
 		return nil, fmt.Errorf("--dir %s: %w: it is not a directory; --tar takes an archive", source, store.ErrBadName)
 	}
-	return func(ctx context.Context, root string) error {
-		total := int64(0)
-		if progress != nil {
-			if total, err = countFiles(ctx, source); err != nil {
-				return err
-			}
+	return func(ctx context.Context, root string, room func(int64) error) error {
+		total, bytes, err := measure(ctx, source)
+		if err != nil {
+			return err
+		}
+		if err := room(bytes); err != nil {
+			return err
 		}
 		lines := &lineCounter{total: total, progress: progress}
-		err := tool.Run(ctx, tool.Options{Stdout: lines}, "cp", "-a", "-x", "-v", "--sparse=auto", "--", source+"/.", root)
+		err = tool.Run(ctx, tool.Options{Stdout: lines}, "cp", "-a", "-x", "-v", "--sparse=auto", "--", source+"/.", root)
 		if err != nil {
 			return fmt.Errorf("copy %s: %w", source, err)
 		}
@@ -49,18 +52,38 @@ func FillFromDirectory(source string, progress Progress) (func(ctx context.Conte
 	}, nil
 }
 
-func countFiles(ctx context.Context, root string) (n int64, err error) {
-	err = filepath.WalkDir(root, func(string, fs.DirEntry, error) error {
-		n++
-		return ctx.Err() // what cannot be read is cp's to report
+// measure tells how many files a directory holds, and how much space they take,
+// in bytes, without what is mounted below it.
+func measure(ctx context.Context, root string) (files, bytes int64, err error) {
+	var top unix.Stat_t
+	if err := unix.Stat(root, &top); err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: root, Err: err}
+	}
+	err = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if err != nil {
+			return ctx.Err() // what cannot be read is cp's to report
+		}
+		if path != root && st.Dev != top.Dev {
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return ctx.Err()
+		}
+		files++
+		bytes += st.Blocks * 512 / max(1, int64(st.Nlink)) // as many times as it has names
+		return ctx.Err()
 	})
-	return n, err
+	return files, bytes, err
 }
 
 // FillFromTar returns a Fill that unpacks an archive of tar(1), compressed with
 // gzip, bzip2, xz, zstd or not at all. The path "-" is standard input.
-func FillFromTar(path string, progress Progress) (func(ctx context.Context, root string) error, error) {
-	var file io.ReadCloser = os.Stdin
+func FillFromTar(path string, progress Progress) (Fill, error) {
+	file := os.Stdin
 	if path != "-" {
 		opened, err := os.Open(path)
 		if err != nil {
@@ -72,13 +95,24 @@ func FillFromTar(path string, progress Progress) (func(ctx context.Context, root
 		}
 		file = opened
 	}
-	return func(ctx context.Context, root string) error {
+	return func(ctx context.Context, root string, room func(int64) error) error {
 		defer file.Close()
+		size := int64(0) // of a pipe nobody knows it
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			size = info.Size()
+		}
 		stoppable, stop := whileContext(ctx, file)
 		defer stop()
 		input := bufio.NewReaderSize(stoppable, 1<<20)
 		lines := &lineCounter{progress: progress}
-		args := append(compression(input), "-x", "-v", "-p", "-f", "-", "-C", root,
+		args := compression(input)
+		if len(args) > 0 {
+			size *= usualRatio
+		}
+		if err := room(size); err != nil {
+			return err
+		}
+		args = append(args, "-x", "-v", "-p", "-f", "-", "-C", root,
 			"--numeric-owner", "--same-owner", "--acls", "--xattrs", "--xattrs-include=*", "--delay-directory-restore")
 		if err := tool.Run(ctx, tool.Options{Stdin: input, Stdout: lines}, "tar", args...); err != nil {
 			return fmt.Errorf("unpack %s: %w", path, err)
@@ -89,6 +123,10 @@ func FillFromTar(path string, progress Progress) (func(ctx context.Context, root
 		return nil
 	}, nil
 }
+
+// usualRatio is how many times as large as its compressed archive a system is,
+// rather too few than too many.
+const usualRatio = 3
 
 // whileContext returns what reads from r until ctx ends: a pipe that nobody
 // writes to would be waited for, whatever the user says. A read that is under

@@ -11,9 +11,12 @@ import (
 // ImportOptions say what is imported.
 type ImportOptions struct {
 	Source string // where it comes from, for the log: a path
-	// Fill copies the tree into the directory root, which is empty.
-	Fill func(ctx context.Context, root string) error
+	Fill   Fill
 }
+
+// Fill copies a tree into the directory root, which is empty. It calls room
+// before with the bytes that it will write, if it knows them or can guess.
+type Fill func(ctx context.Context, root string, room func(bytes int64) error) error
 
 // Import makes a tree from something that exists, with one complete snapshot.
 // Until all of it is there, nothing of it shows.
@@ -48,11 +51,11 @@ func (m *Manager) Import(ctx context.Context, name string, options ImportOptions
 	return s, err
 }
 
-func (m *Manager) fill(ctx context.Context, volume store.VolumeID, fill func(context.Context, string) error) (err error) {
+func (m *Manager) fill(ctx context.Context, volume store.VolumeID, fill Fill) (err error) {
 	mount, err := m.store.MountVolume(ctx, volume)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
-	return fill(ctx, mount.Path())
+	return fill(ctx, mount.Path(), func(bytes int64) error { return store.MakeRoom(ctx, m.store, volume, bytes) })
 }

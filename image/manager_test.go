@@ -480,13 +480,13 @@ func TestFailureAtEveryStep(t *testing.T) {
 			return err
 		},
 		"import": func(b *bench, _ []Snapshot) error {
-			_, err := b.Import(b.t.Context(), "new", ImportOptions{Source: "a test", Fill: func(_ context.Context, root string) error {
+			_, err := b.Import(b.t.Context(), "new", ImportOptions{Source: "a test", Fill: func(_ context.Context, root string, _ func(int64) error) error {
 				return os.WriteFile(filepath.Join(root, "file"), nil, 0o600)
 			}})
 			return err
 		},
 		"import that breaks": func(b *bench, _ []Snapshot) error {
-			_, err := b.Import(b.t.Context(), "new", ImportOptions{Source: "a test", Fill: func(context.Context, string) error { return broken }})
+			_, err := b.Import(b.t.Context(), "new", ImportOptions{Source: "a test", Fill: func(context.Context, string, func(int64) error) error { return broken }})
 			if errors.Is(err, broken) {
 				err = nil // as it should
 			}

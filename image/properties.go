@@ -54,7 +54,7 @@ func assignments(values map[string]string) string {
 func (m *Manager) Properties(ctx context.Context, t Tree) (map[string]string, error) {
 	setter, ok := m.store.(store.PropertySetter)
 	if !ok {
-		return nil, fmt.Errorf("the properties of trees are those of ZFS: %w", store.ErrUnsupported)
+		return nil, store.ErrNoProperties
 	}
 	return setter.Properties(ctx, t.Head)
 }
@@ -128,31 +128,46 @@ func (m *Manager) setProperties(ctx context.Context, v store.VolumeID, values ma
 	}
 	setter, ok := m.store.(store.PropertySetter)
 	if !ok {
-		return fmt.Errorf("the properties of trees are those of ZFS: %w", store.ErrUnsupported)
+		return store.ErrNoProperties
 	}
 	return setter.SetProperties(ctx, v, values)
 }
 
 // createVolume makes the head of a new tree.
 func (m *Manager) createVolume(ctx context.Context, v store.VolumeID) error {
-	if err := m.store.CreateVolume(ctx, v); err != nil {
+	return store.CreateVolumeWith(ctx, m.store, v, m.properties)
+}
+
+// createInPlace makes an empty volume that takes the place of a head, with the
+// properties of that.
+func (m *Manager) createInPlace(ctx context.Context, head, v store.VolumeID) error {
+	values, err := m.propertiesOf(ctx, head)
+	if err != nil {
 		return err
 	}
-	return m.setProperties(ctx, v, m.properties)
+	return store.CreateVolumeWith(ctx, m.store, v, values)
+}
+
+// propertiesOf returns what was set on a head; nothing if it is lost, or the store
+// has no properties.
+func (m *Manager) propertiesOf(ctx context.Context, head store.VolumeID) (map[string]string, error) {
+	setter, ok := m.store.(store.PropertySetter)
+	if !ok {
+		return nil, nil
+	}
+	values, err := setter.Properties(ctx, head)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil // a head that is lost is what a rollback or a build replaces
+	}
+	return values, err
 }
 
 // carryProperties gives a volume that takes the place of a head the properties
 // of that.
 func (m *Manager) carryProperties(ctx context.Context, from, to store.VolumeID) error {
-	setter, ok := m.store.(store.PropertySetter)
-	if !ok {
-		return nil
-	}
-	values, err := setter.Properties(ctx, from)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil // a head that is lost is what a rollback or a build replaces
-	} else if err != nil || len(values) == 0 {
+	values, err := m.propertiesOf(ctx, from)
+	if err != nil {
 		return err
 	}
-	return setter.SetProperties(ctx, to, values)
+	return m.setProperties(ctx, to, values)
 }

@@ -42,10 +42,19 @@ func TestPropertiesStayWithTheTree(t *testing.T) {
 
 	b.must(ignore(b.WithProperties(quota).Branch(ctx, list[0].ID, "gpu")))
 	b.expectProperties("gpu", quota)
-	b.must(ignore(b.WithProperties(quota).Import(ctx, "node", ImportOptions{Fill: func(context.Context, string) error { return nil }})))
+	b.must(ignore(b.WithProperties(quota).Import(ctx, "node", ImportOptions{Fill: func(context.Context, string, func(int64) error) error { return nil }})))
 	b.expectProperties("node", quota)
 	b.must(ignore(b.WithProperties(quota).CreateTree(ctx, "new")))
 	b.expectProperties("new", quota)
+
+	received := b.received(1, string(store.NewVolumeID()))
+	received.Tree = "came"
+	b.must(ignore(b.WithProperties(quota).Receive(ctx, received)))
+	b.expectProperties("came", quota)
+	again := b.received(2, received.Snapshot.TreeID)
+	if _, err := b.WithProperties(quota).Receive(ctx, again); !errors.Is(err, store.ErrExists) {
+		t.Errorf("properties for a tree that is there: %v", err)
+	}
 }
 
 func ignore[T any](_ T, err error) error { return err }

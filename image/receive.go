@@ -55,6 +55,9 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 	if err != nil {
 		return s, err
 	}
+	if !fresh && len(m.properties) > 0 {
+		return s, fmt.Errorf("the tree %s: %w, and properties are for a new one: `sidus set %s NAME=VALUE` changes it", t.Name, store.ErrExists, t.Name)
+	}
 	scratch := store.NewVolumeID()
 	op := operation{
 		action:    "import",
@@ -81,7 +84,10 @@ func (m *Manager) Receive(ctx context.Context, options ReceiveOptions) (s Snapsh
 			if err := options.Take(ctx, scratch); err != nil || !fresh {
 				return err
 			}
-			return m.store.Clone(ctx, id, t.Head)
+			if err := m.store.Clone(ctx, id, t.Head); err != nil {
+				return err
+			}
+			return m.setProperties(ctx, t.Head, m.properties)
 		},
 		commit: func(tx *sql.Tx) error {
 			// The role may be another one now.

@@ -3,6 +3,9 @@ package image
 import (
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -55,5 +58,41 @@ func TestResize(t *testing.T) {
 	}
 	if made != 2 {
 		t.Errorf("the history tells of %d, not 2: %v", made, events)
+	}
+}
+
+// TestImportMakesRoom: what is imported may be larger than a new volume, if the
+// store has the space.
+func TestImportMakesRoom(t *testing.T) {
+	b := newBench(t)
+	b.Manager.store = &sized{b.store, map[store.VolumeID]int64{}}
+	dir := t.TempDir()
+	b.must(errors.Join(os.WriteFile(filepath.Join(dir, "file"), make([]byte, 1<<20), 0o644), os.Link(filepath.Join(dir, "file"), filepath.Join(dir, "again"))))
+	plain, packed := filepath.Join(dir, "a.tar"), filepath.Join(t.TempDir(), "a.tar.gz")
+	b.must(exec.Command("tar", "-cf", packed, "-z", "-C", dir, ".").Run())
+	b.must(exec.Command("tar", "-cf", plain, "-C", dir, "file").Run())
+	info, err := os.Stat(packed)
+	b.must(err)
+	fill := func(f Fill, err error) Fill {
+		b.must(err)
+		return f
+	}
+	for name, c := range map[string]struct {
+		fill       Fill
+		least, all int64
+	}{
+		"dir":    {fill(FillFromDirectory(dir, nil)), 2 << 20, 3 << 20},
+		"plain":  {fill(FillFromTar(plain, nil)), 1 << 20, 2 << 20},
+		"packed": {fill(FillFromTar(packed, nil)), 3 * info.Size(), 4 * info.Size()},
+		"all":    {func(_ context.Context, _ string, room func(int64) error) error { return room(1 << 60) }, 1 << 40, 5 << 38},
+		"small":  {func(_ context.Context, _ string, room func(int64) error) error { return room(0) }, 0, 0},
+	} {
+		snapshot, err := b.Import(t.Context(), name, ImportOptions{Source: "a test", Fill: c.fill})
+		b.must(err)
+		tree, err := b.Tree(t.Context(), snapshot.Tree)
+		b.must(err)
+		if got := b.Manager.store.(*sized).sizes[tree.Head]; got < c.least || got > c.all {
+			t.Errorf("%s: the volume was made %d bytes large; it is to be %d to %d", name, got, c.least, c.all)
+		}
 	}
 }

@@ -49,11 +49,8 @@ func (m *Manager) NewWorkspace(ctx context.Context, lock *HeadLock, from store.S
 		return nil, err
 	}
 	if from == "" {
-		err = m.store.CreateVolume(ctx, w.volume)
-	} else {
-		err = m.clone(ctx, from, w.volume)
-	}
-	if err == nil {
+		err = m.createInPlace(ctx, tree.Head, w.volume)
+	} else if err = m.clone(ctx, from, w.volume); err == nil {
 		err = m.carryProperties(ctx, tree.Head, w.volume)
 	}
 	if err != nil {

@@ -2,7 +2,9 @@ package lvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,24 +27,44 @@ func (o Options) run(ctx context.Context, name string, args ...string) error {
 }
 
 // output is run that returns what the program says.
-func (o Options) output(ctx context.Context, name string, args ...string) ([]byte, error) {
+func (o Options) output(ctx context.Context, name string, args ...string) (out []byte, err error) {
+	err = o.read(ctx, func(r io.Reader) (err error) {
+		out, err = io.ReadAll(r)
+		return err
+	}, name, args...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// read runs a program while parse reads what it says. What parse has made of it
+// counts only if there is no error.
+func (o Options) read(ctx context.Context, parse func(io.Reader) error, name string, args ...string) error {
 	env := []string{"LVM_SUPPRESS_FD_WARNINGS=1"}
 	if !udevRuns() {
 		// Else LVM and dmsetup wait for a daemon to make the device nodes.
 		env = append(env, "DM_DISABLE_UDEV=1")
 	}
-	var out []byte
+	said, out := io.Pipe()
+	parsed := make(chan error, 1)
+	go func() {
+		err := parse(said)
+		_ = said.CloseWithError(err) // the program need not go on; nil: io.ErrClosedPipe
+		parsed <- err
+	}()
 	err := o.within(ctx, tool.CommandLine(append([]string{name}, args[:min(1, len(args))]...)), func(ctx context.Context) error {
-		text, err := tool.Output(ctx, tool.Options{Log: o.Log, Env: env}, name, args...)
-		if err == nil {
-			out = text
-		}
-		return err
+		return tool.Run(ctx, tool.Options{Log: o.Log, Env: env, Stdout: out}, name, args...)
 	})
-	if err != nil {
-		return nil, err
+	_ = out.CloseWithError(err)
+	parseErr := <-parsed
+	if err != nil && parseErr != nil && !errors.Is(parseErr, err) {
+		return parseErr // and the program could not say the rest
 	}
-	return out, nil
+	if err == nil {
+		err = parseErr
+	}
+	return err
 }
 
 // udevRuns tells whether udevd does, as libudev does it.

@@ -37,12 +37,12 @@ func extend(t *testing.T, err error) {
 func TestLimits(t *testing.T) {
 	s := &Store{place: place{group: "vg", pool: "pool", opts: Options{ThinPool: "vg/pool"}}, chunk: 64 << 10}
 	status := poolStatus{metadataUsed: 10, metadataSize: 1000, dataUsed: 1, dataSize: 32768, mode: "rw"}
-	if u, _, err := s.usageOf(status); err != nil || u.Available <= 0 || u.Used != 64<<10 || u.Size != 2<<30 {
+	if u, err := s.usageOf(status); err != nil || u.Available <= 0 || u.Used != 64<<10 || u.Size != 2<<30 {
 		t.Errorf("%+v, %v", u, err)
 	}
 	status.metadataUsed = 901
-	if u, why, _ := s.usageOf(status); u.Available != 0 || !strings.Contains(why, "lvextend --poolmetadatasize +256M vg/pool") {
-		t.Errorf("%+v, %s", u, why)
+	if u, _ := s.usageOf(status); u.Available != 0 || !strings.Contains(u.Full, "lvextend --poolmetadatasize +256M vg/pool") {
+		t.Errorf("%+v", u)
 	}
 	name, _ := lvOfVolume(store.NewVolumeID())
 	wantFull(t, "the volume group's metadata", "--metadatasize 64m", s.checkGroup(name, row{"vg_mda_free": "1000", "vg_mda_size": "520192"}, groupReserve))
@@ -59,7 +59,7 @@ func TestFullPool(t *testing.T) {
 	s := open(t, o)
 	v := made(t, s, Ext4)
 	big := store.NewVolumeID()
-	if err := s.CreateVolumeWith(ctx, big, Ext4, 4<<30); err != nil {
+	if err := s.createVolume(ctx, big, Ext4, 4<<30); err != nil {
 		t.Fatal(err)
 	}
 	m, err := s.MountVolume(ctx, big)
@@ -160,7 +160,7 @@ func TestFullMetadata(t *testing.T) {
 	ctx := t.Context()
 	s := open(t, o)
 	v := store.NewVolumeID()
-	if err := s.CreateVolumeWith(ctx, v, Ext4, 2<<30); err != nil {
+	if err := s.createVolume(ctx, v, Ext4, 2<<30); err != nil {
 		t.Fatal(err)
 	}
 	m, err := s.MountVolume(ctx, v)

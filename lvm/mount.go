@@ -47,8 +47,19 @@ func fileSystemOn(device string) (FileSystem, error) {
 	return "", fmt.Errorf("%s: neither ext4 nor XFS is on it", device)
 }
 
-// mountNode mounts an active logical volume.
-func (s *Store) mountNode(name lv, folder string, readOnly bool) error {
+// mountNode mounts an active logical volume. A device that does not answer is
+// waited for no longer than for a command.
+func (s *Store) mountNode(ctx context.Context, name lv, folder string, readOnly bool) error {
+	return s.opts.within(ctx, fmt.Sprintf("%v: mount", name), func(ctx context.Context) error {
+		err := s.mountDevice(name, folder, readOnly)
+		if err == nil && ctx.Err() != nil { // nobody waits for it any more
+			return errors.Join(context.Cause(ctx), unix.Unmount(folder, unix.MNT_DETACH))
+		}
+		return err
+	})
+}
+
+func (s *Store) mountDevice(name lv, folder string, readOnly bool) error {
 	fs, err := fileSystemOn(s.node(name))
 	if err != nil {
 		return fmt.Errorf("%v: %w: %w", name, store.ErrUnavailable, err)
@@ -78,17 +89,13 @@ func (s *Store) mountAt(ctx context.Context, name lv, folder string, readOnly bo
 	if err := s.activateFinished(ctx, name); err != nil {
 		return err
 	}
-	err := s.mountNode(name, folder, readOnly)
+	err := s.mountNode(ctx, name, folder, readOnly)
 	if err != nil {
 		if offErr := s.deactivate(ctx, name); offErr != nil {
 			s.opts.Log.WithError(offErr).Warn("a device stays active")
 		}
-		return err
 	}
-	if !readOnly {
-		s.growIfNarrow(ctx, name, folder)
-	}
-	return nil
+	return err
 }
 
 // activateFinished activates something that is not half-made.
@@ -121,6 +128,7 @@ func (s *Store) activateFinished(ctx context.Context, name lv) error {
 type mount struct {
 	store *Store
 	held  *mountpoint.Held
+	stop  func() // ends what keeps a volume wide; nil for a snapshot
 	once  sync.Once
 }
 
@@ -129,6 +137,9 @@ func (m *mount) Path() string { return m.held.Path() }
 func (m *mount) Unmount(context.Context) error {
 	var err error
 	m.once.Do(func() {
+		if m.stop != nil {
+			m.stop()
+		}
 		m.store.mu.Lock()
 		m.store.mounts--
 		m.store.mu.Unlock()
@@ -137,9 +148,11 @@ func (m *mount) Unmount(context.Context) error {
 	return err
 }
 
-func (s *Store) hold(ctx context.Context, name lv, point string, readOnly bool) (store.Mount, error) {
+func (s *Store) hold(ctx context.Context, name lv, point string, readOnly bool) (*mount, error) {
 	held, err := s.points.Hold(point, func(folder string) error { return s.mountAt(ctx, name, folder, readOnly) })
-	if err != nil {
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("%w (if it was renamed by hand, `lvrename %s NAME %s` gives it its name back; `lvs %s` shows the names)", err, s.group, name, s.group)
+	} else if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -148,13 +161,19 @@ func (s *Store) hold(ctx context.Context, name lv, point string, readOnly bool) 
 	return &mount{store: s, held: held}, nil
 }
 
-// MountVolume implements store.Store.
+// MountVolume implements store.Store. The volume grows while it is mounted, see
+// headroom.
 func (s *Store) MountVolume(ctx context.Context, v store.VolumeID) (store.Mount, error) {
 	name, err := lvOfVolume(v)
 	if err != nil {
 		return nil, err
 	}
-	return s.hold(ctx, name, pointOfVolume(v), false)
+	m, err := s.hold(ctx, name, pointOfVolume(v), false)
+	if err != nil {
+		return nil, err
+	}
+	m.stop = s.keepWide(name, m.Path())
+	return m, nil
 }
 
 // MountSnapshot implements store.Store.
@@ -163,5 +182,9 @@ func (s *Store) MountSnapshot(ctx context.Context, id store.SnapshotID) (store.M
 	if err != nil {
 		return nil, err
 	}
-	return s.hold(ctx, name, pointOfSnapshot(id), true)
+	m, err := s.hold(ctx, name, pointOfSnapshot(id), true)
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sidus/image/store"
+	"sidus/image/store/backend"
 	"sidus/image/store/mountpoint"
 	"sidus/image/tool"
 )
@@ -22,8 +23,8 @@ type place struct {
 	device string // the loop device; "" if the volume group is not the store's own
 }
 
-// Store is a store in LVM. It implements store.Store, store.Keeper and
-// store.Waiter.
+// Store is a store in LVM. It implements store.Store and what not every store can
+// do: see the interfaces below.
 type Store struct {
 	place
 	points *mountpoint.Table
@@ -38,9 +39,10 @@ type Store struct {
 }
 
 var (
-	_ store.Store  = (*Store)(nil)
-	_ store.Keeper = (*Store)(nil)
-	_ store.Waiter = (*Store)(nil)
+	_ store.Store     = (*Store)(nil)
+	_ store.Keeper    = (*Store)(nil)
+	_ store.Waiter    = (*Store)(nil)
+	_ store.Collector = (*Store)(nil)
 )
 
 // Init makes a store, or opens the one that is there. A loop file that is
@@ -76,7 +78,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return o.open(ctx, false)
 }
 
-func (o Options) open(ctx context.Context, init bool) (*Store, error) {
+func (o Options) open(ctx context.Context, init bool) (_ *Store, err error) {
 	p := place{opts: o}
 	if o.File != "" {
 		attached, err := o.attach(ctx)
@@ -88,9 +90,17 @@ func (o Options) open(ctx context.Context, init bool) (*Store, error) {
 		p.group, p.pool, _ = splitThinPool(o.ThinPool)
 	}
 	s := &Store{place: p}
-	uuid, err := s.checkPool(ctx, init)
+	uuid, marked, err := s.checkPool(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if !marked {
+		if !init {
+			return nil, fmt.Errorf("%s/%s: %w: it has no tag %s%s; `sidus init` makes a store", s.group, s.pool, ErrNotAStore, tagStore, layoutVersion)
+		}
+		if err := s.refuseSecond(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.activatePool(ctx); err != nil {
 		return nil, err
@@ -101,10 +111,18 @@ func (o Options) open(ctx context.Context, init bool) (*Store, error) {
 	if err := s.points.Sweep(); err != nil {
 		o.Log.WithError(err).Warn("what a killed process left mounted stays mounted")
 	}
-	if init {
-		if err := s.layOut(ctx); err != nil {
+	if !init {
+		return s, nil
+	}
+	undo := backend.Undo{Log: o.Log}
+	defer func() { undo.Unwind(&err) }()
+	if !marked {
+		if err := s.mark(ctx, &undo); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.layOut(ctx); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -120,58 +138,112 @@ func (s *Store) unmounted(point string) error {
 
 const poolColumns = "lv_name,segtype,lv_uuid,lv_tags,lv_health_status,vg_permissions,vg_exported,vg_missing_pv_count"
 
-// checkPool looks whether the thin pool is there and healthy, and marks it as a
-// store if mark says so and it is not. It returns the pool's UUID.
-func (s *Store) checkPool(ctx context.Context, mark bool) (uuid string, err error) {
+// checkPool looks whether the thin pool is there and healthy, and whether it is
+// marked as a store. It returns the pool's UUID.
+func (s *Store) checkPool(ctx context.Context) (uuid string, marked bool, err error) {
 	what := s.group + "/" + s.pool
 	rows, err := s.report(ctx, "lvs", poolColumns, what)
 	if err != nil {
-		return "", s.explainPool(err)
+		return "", false, s.explainPool(ctx, err)
 	}
 	if len(rows) == 0 {
-		return "", fmt.Errorf("%s: %w", what, store.ErrNotFound)
+		return "", false, fmt.Errorf("%s: %w", what, store.ErrNotFound)
 	}
 	pool := rows[0]
 	if kind := pool["segtype"]; kind != "thin-pool" {
-		return "", fmt.Errorf("%s: %w: it is a %s volume, not a thin pool (lvcreate --type thin-pool -L SIZE -n NAME %s makes one)", what, ErrNotAStore, kind, s.group)
+		return "", false, fmt.Errorf("%s: %w: it is a %s volume, not a thin pool (lvcreate --type thin-pool -L SIZE -n NAME %s makes one)", what, ErrNotAStore, kind, s.group)
 	}
 	if health := pool["lv_health_status"]; health != "" {
-		return "", fmt.Errorf("%s: %w: the thin pool is not healthy: %s (lvs -a -o+lv_health_status %s; lvmthin(7) says how to repair it)", what, store.ErrUnavailable, health, s.group)
+		return "", false, fmt.Errorf("%s: %w: the thin pool is not healthy: %s (lvs -a -o+lv_health_status %s; lvmthin(7) says how to repair it)", what, store.ErrUnavailable, health, s.group)
 	}
 	if missing, _ := pool.number("vg_missing_pv_count"); missing > 0 {
 		s.opts.Log.WithField("group", s.group).Warnf("%d disks of the volume group are missing (pvs)", missing)
 	}
+	version := pool.mark()
 	if pool["vg_permissions"] == "read-only" {
-		s.opts.Log.WithField("group", s.group).Warn("the volume group is read-only: what is there can be served, nothing can be changed (vgchange --permission)")
+		help := fmt.Sprintf("vgcfgbackup -f FILE %[1]s, \"WRITE\" in the status that stands there, vgcfgrestore --force -f FILE %[1]s", s.group)
+		if version == "" {
+			return "", false, fmt.Errorf("%s: %w: the volume group is read-only, so that no store can be made in it (%s)", what, store.ErrUnavailable, help)
+		}
+		s.opts.Log.WithField("group", s.group).Warnf("the volume group is read-only: what is there can be served, nothing can be changed (%s)", help)
 	}
-	version := ""
-	for tag := range strings.SplitSeq(pool["lv_tags"], ",") {
-		if rest, ok := strings.CutPrefix(tag, tagStore); ok {
-			version = rest
+	if version != "" && version != layoutVersion {
+		return "", false, fmt.Errorf("%s: the store was made by a newer Sidus (tag %s%s): use that", what, tagStore, version)
+	}
+	return pool["lv_uuid"], version != "", nil
+}
+
+// mark is the version of the layout that a thin pool is marked with; "" if it is
+// no store.
+func (r row) mark() string {
+	for tag := range strings.SplitSeq(r["lv_tags"], ",") {
+		if version, ok := strings.CutPrefix(tag, tagStore); ok {
+			return version
 		}
 	}
-	switch {
-	case version == layoutVersion:
-		return pool["lv_uuid"], nil
-	case version != "":
-		return "", fmt.Errorf("%s: the store was made by a newer Sidus (tag %s%s): use that", what, tagStore, version)
-	case !mark:
-		return "", fmt.Errorf("%s: %w: it has no tag %s%s; `sidus init` makes a store", what, ErrNotAStore, tagStore, layoutVersion)
+	return ""
+}
+
+// refuseSecond returns ErrExists if another thin pool of the volume group is a
+// store: the two would share names.
+func (s *Store) refuseSecond(ctx context.Context) error {
+	other, err := s.otherStore(ctx)
+	if err != nil || other == "" {
+		return err
 	}
+	return fmt.Errorf("%s/%s: %w: the volume group has a store already, in %s/%s, and has room for one: use that one (--thin-pool %s/%s), or a thin pool in another volume group (vgcreate --metadatasize 64m NAME DISK)",
+		s.group, s.pool, store.ErrExists, s.group, other, s.group, other)
+}
+
+// otherStore names another thin pool of the volume group that is a store, or has
+// volumes of one; "" if there is none.
+func (s *Store) otherStore(ctx context.Context) (string, error) {
+	rows, err := s.report(ctx, "lvs", poolColumns+",pool_lv", s.group)
+	if err != nil {
+		return "", classify(s.opts.place(), "", err)
+	}
+	for _, r := range rows {
+		if r["lv_name"] != s.pool && r.mark() != "" {
+			return r["lv_name"], nil
+		}
+	}
+	for _, r := range rows {
+		if _, ours := parseLV(r["lv_name"]); (ours || r["lv_name"] == string(keptLV)) && r["pool_lv"] != s.pool {
+			return r["pool_lv"], nil
+		}
+	}
+	return "", nil
+}
+
+// mark marks the thin pool as a store; undo takes that back.
+func (s *Store) mark(ctx context.Context, undo *backend.Undo) error {
 	if err := s.opts.step("mark the pool"); err != nil {
-		return "", err
+		return err
 	}
-	_, err = s.lvm(ctx, "lvchange", "--addtag", tagStore+layoutVersion, what)
-	return pool["lv_uuid"], classify(s.opts.place(), lv(s.pool), err)
+	what, tag := s.group+"/"+s.pool, tagStore+layoutVersion
+	ctx = context.WithoutCancel(ctx)
+	if _, err := s.lvm(ctx, "lvchange", "--addtag", tag, what); err != nil {
+		return classify(s.opts.place(), lv(s.pool), err)
+	}
+	undo.Add(func() error {
+		_, err := s.lvm(ctx, "lvchange", "--deltag", tag, what)
+		return err
+	})
+	return nil
 }
 
 // explainPool is classify for a pool that LVM does not show, with a way out.
-func (s *Store) explainPool(err error) error {
+func (s *Store) explainPool(ctx context.Context, err error) error {
 	err = classify(s.opts.place(), lv(s.pool), err)
 	switch {
 	case errors.Is(err, tool.ErrNotInstalled), errors.Is(err, ErrNoKernelSupport):
 	case errors.Is(err, store.ErrNotFound):
+		if other, otherErr := s.otherStore(ctx); otherErr == nil && other != "" {
+			return fmt.Errorf("%w (the store of this volume group is %[2]s/%[3]s: was it renamed? lvrename %[2]s %[3]s %[4]s gives it its name back)", err, s.group, other, s.pool)
+		}
 		return fmt.Errorf("%w (is there a thin pool in the volume group? lvs %s shows it; lvcreate --type thin-pool -L SIZE -n %s %s makes one)", err, s.group, s.pool, s.group)
+	case strings.Contains(tool.StderrOf(err), "is exported"):
+		return fmt.Errorf("%w (vgimport %s brings the volume group back to this machine)", err, s.group)
 	case strings.Contains(tool.StderrOf(err), "not found"):
 		return fmt.Errorf("%w: %w (vgs shows the volume groups that are there)", store.ErrNotFound, err)
 	}

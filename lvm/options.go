@@ -10,7 +10,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"sidus/image/store"
 	"sidus/image/store/backend"
 )
 
@@ -128,7 +127,7 @@ func (o Options) normal() (Options, error) {
 // checkVolume checks what a volume shall be.
 func checkVolume(fs FileSystem, size int64) error {
 	if fs != Ext4 && fs != XFS {
-		return fmt.Errorf("file system %q: %w: it is %s or %s", fs, store.ErrBadName, Ext4, XFS)
+		return fmt.Errorf("the file system %q: it is %s or %s", fs, Ext4, XFS)
 	}
 	if size < MinVolumeSize || size > maxVolumeSize {
 		return fmt.Errorf("a volume has %s at least and 1 PiB at most, not %s", backend.Human(MinVolumeSize), backend.Human(size))

@@ -53,6 +53,7 @@ func parseReport(text []byte) ([]row, error) {
 type poolStatus struct {
 	metadataUsed, metadataSize int64 // blocks of 4 KiB
 	dataUsed, dataSize         int64 // chunks
+	held                       bool  // a metadata snapshot is reserved
 	mode                       string
 	needsCheck                 bool
 }
@@ -80,6 +81,7 @@ func parsePoolStatus(text string) (s poolStatus, err error) {
 			return s, bad
 		}
 	}
+	s.held = f[6] != "-"
 	s.mode = f[7]
 	s.needsCheck = slices.Contains(f[8:], "needs_check")
 	return s, nil

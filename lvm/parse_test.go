@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"sidus/image/store"
 	"sidus/image/tool"
@@ -68,11 +69,11 @@ func TestParseReport(t *testing.T) {
 
 func TestParsePool(t *testing.T) {
 	got, err := parsePoolStatus("0 4194304 thin-pool 5 120/2048 300/32768 - rw discard_passdown error_if_no_space - 1024 \n")
-	if want := (poolStatus{120, 2048, 300, 32768, "rw", false}); err != nil || got != want {
+	if want := (poolStatus{120, 2048, 300, 32768, false, "rw", false}); err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
 	}
-	got, err = parsePoolStatus("0 4194304 thin-pool 5 120/2048 300/32768 - ro no_discard_passdown queue_if_no_space needs_check 1024")
-	if err != nil || got.mode != "ro" || !got.needsCheck {
+	got, err = parsePoolStatus("0 4194304 thin-pool 5 120/2048 300/32768 77 ro no_discard_passdown queue_if_no_space needs_check 1024")
+	if err != nil || got.mode != "ro" || !got.needsCheck || !got.held {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if got, err = parsePoolStatus("0 4194304 thin-pool Fail"); err != nil || got.mode != "failed" {
@@ -113,7 +114,7 @@ func TestClassify(t *testing.T) {
 }
 
 func TestExplainPool(t *testing.T) {
-	s := &Store{place: place{group: "vg", pool: "pool", opts: Options{ThinPool: "vg/pool"}}}
+	s := &Store{place: place{group: "vg", pool: "pool", opts: Options{ThinPool: "vg/pool", Timeout: time.Minute}}}
 	said := func(text string) error {
 		return &tool.Error{Args: []string{"lvm", "lvs"}, Stderr: text, Err: errors.New("exit status 5")}
 	}
@@ -125,8 +126,9 @@ func TestExplainPool(t *testing.T) {
 		{said("/dev/mapper/control: open failed: No such file or directory\n  Failure to communicate with kernel device-mapper driver."), ErrNoKernelSupport, "modprobe"},
 		{said(`Failed to find logical volume "vg/pool"`), store.ErrNotFound, "lvcreate --type thin-pool"},
 		{said(`Volume group "vg" not found`), store.ErrNotFound, "vgs"},
+		{said(`Volume group vg is exported`), store.ErrUnavailable, "vgimport vg"},
 	} {
-		err := s.explainPool(c.err)
+		err := s.explainPool(t.Context(), c.err)
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("%v: %v", c.err, err)
 		}

@@ -43,6 +43,9 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 		}
 		defer func() { err = errors.Join(err, from.release()) }()
 	}
+	if err := s.clearHalfMade(ctx, target, pointOfSnapshot(snap)); err != nil {
+		return err
+	}
 	stream, err := newStreamReader(r)
 	if err != nil {
 		return fmt.Errorf("snapshot %s: receive: %w", snap, err)
@@ -87,6 +90,22 @@ func (s *Store) Receive(ctx context.Context, kind string, r io.Reader, snap, bas
 	}
 	_, err = s.lvm(clean, "lvchange", "--deltag", tagNew, s.full(target))
 	return classify(target, target, err)
+}
+
+// clearHalfMade removes what a process that was killed, or a machine that was
+// reset, has begun under a name. ErrExists if it is not half-made, ErrInUse if
+// somebody is at work on it.
+func (s *Store) clearHalfMade(ctx context.Context, name lv, point string) error {
+	found, err := s.lookUp(ctx, name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case !found.has("lv_tags", tagNew):
+		return fmt.Errorf("%v: %w", name, store.ErrExists)
+	}
+	return s.destroy(ctx, name, point)
 }
 
 // receiveBase is the snapshot that a difference is received on.

@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"sidus/image/store"
 	"sidus/image/store/backend"
 )
@@ -21,7 +19,7 @@ func (s *Store) Capacity(ctx context.Context, v store.VolumeID) (c store.Capacit
 	if err != nil {
 		return c, err
 	}
-	m, err := s.MountVolume(ctx, v)
+	m, err := s.hold(ctx, name, pointOfVolume(v), false)
 	if err != nil {
 		return c, err
 	}
@@ -56,22 +54,23 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 	if err := s.begin(ctx, name); err != nil {
 		return err
 	}
-	found, err := s.finished(ctx, name)
-	if err != nil {
-		return err
-	}
-	now, err := found.number("lv_size")
-	if err != nil {
-		return err
-	}
-	if size < now {
-		return fmt.Errorf("volume %s: %w: it has %s and cannot shrink to %s", v, store.ErrUnsupported, backend.Human(now), backend.Human(size))
-	}
-	m, err := s.MountVolume(ctx, v)
+	m, err := s.hold(ctx, name, pointOfVolume(v), false)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Unmount(context.WithoutCancel(ctx))) }()
+	lock, err := s.lockGrowth(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	now, err := deviceSize(s.node(name))
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", v, err)
+	}
+	if size < now {
+		return fmt.Errorf("volume %s: %w: it has %s and cannot shrink to %s", v, store.ErrUnsupported, backend.Human(now), backend.Human(size))
+	}
 	return s.grow(ctx, name, m.Path(), now, size)
 }
 
@@ -102,31 +101,4 @@ func (s *Store) grow(ctx context.Context, name lv, folder string, now, size int6
 		return fmt.Errorf("%v: grow its %s to %s: %w", name, fs, backend.Human(size), err)
 	}
 	return nil
-}
-
-// growIfNarrow makes a mounted volume larger by half if less than a fifth of it
-// is free and the thin pool has space: what is larger costs nothing until it is
-// written, and nobody has to think of sizes. What fails is logged: there is still
-// some space.
-func (s *Store) growIfNarrow(ctx context.Context, name lv, folder string) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(folder, &st); err != nil || st.Bavail >= st.Blocks/5 {
-		return
-	}
-	err := s.refuseFull(ctx, name, maxMetadata)
-	if err == nil {
-		err = s.refuseFullGroup(ctx, name, groupReserve)
-	}
-	var now int64
-	if err == nil {
-		now, err = deviceSize(s.node(name))
-	}
-	if err == nil {
-		err = s.grow(ctx, name, folder, now, min(now+now/2, maxVolumeSize))
-	}
-	if err != nil {
-		s.opts.Log.WithError(err).Warn("a volume is nearly full and does not grow")
-		return
-	}
-	s.opts.Log.WithField("volume", string(name)).Infof("a volume of %s was nearly full and has grown by half", backend.Human(now))
 }

@@ -146,7 +146,7 @@ func (s *Store) openSource(ctx context.Context, out *sender, id store.SnapshotID
 }
 
 // writeBlocks writes a stream of what changed.
-func writeBlocks(ctx context.Context, w io.Writer, h streamHeader, snap, base *thinDevice, changed []extent) error {
+func writeBlocks(ctx context.Context, w io.Writer, h streamHeader, snap, base *thinDevice, changed extents) error {
 	stream, err := newStreamWriter(w, h)
 	if err != nil {
 		return err
@@ -155,15 +155,13 @@ func writeBlocks(ctx context.Context, w io.Writer, h streamHeader, snap, base *t
 	if base != nil {
 		before = make([]byte, maxData)
 	}
-	for _, e := range changed {
+	err = changed.each(func(e extent) error {
 		end := min(e.offset+e.length, h.Size)
 		if e.gone {
 			if e.offset < end {
-				if err := stream.zeros(e.offset, end-e.offset); err != nil {
-					return err
-				}
+				return stream.zeros(e.offset, end-e.offset)
 			}
-			continue
+			return nil
 		}
 		for offset := e.offset; offset < end; {
 			if err := ctx.Err(); err != nil {
@@ -186,6 +184,10 @@ func writeBlocks(ctx context.Context, w io.Writer, h streamHeader, snap, base *t
 			}
 			offset += n
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return stream.end()
 }

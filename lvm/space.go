@@ -32,21 +32,19 @@ func (s *Store) Usage(ctx context.Context) (store.Usage, error) {
 	if err != nil {
 		return store.Usage{}, err
 	}
-	u, _, err := s.usageOf(status)
-	return u, err
+	return s.usageOf(status)
 }
 
-// usageOf also names what limits Available.
-func (s *Store) usageOf(status poolStatus) (u store.Usage, limit string, err error) {
+func (s *Store) usageOf(status poolStatus) (u store.Usage, err error) {
 	pool := s.group + "/" + s.pool
 	u.Size, u.Used = status.dataSize*s.chunk, status.dataUsed*s.chunk
 	reserve := backend.InnerReserve(u.Size)
 	u.Available = u.Size - u.Used - reserve
-	limit = fmt.Sprintf("the thin pool is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or extend it: lvextend -L +10G %s", backend.Human(u.Used), backend.Human(u.Size), backend.Human(reserve), pool)
+	limit := fmt.Sprintf("the thin pool is full: %s of %s are used and %s stay free; destroy what is not needed (sidus gc), or extend it: lvextend -L +10G %s", backend.Human(u.Used), backend.Human(u.Size), backend.Human(reserve), pool)
 	if s.opts.File != "" {
 		disk, err := backend.FreeOn(filepath.Dir(s.opts.File))
 		if err != nil {
-			return u, "", err
+			return u, err
 		}
 		if under := disk - s.opts.DiskReserve; under < u.Available {
 			u.Available = under
@@ -57,8 +55,10 @@ func (s *Store) usageOf(status poolStatus) (u store.Usage, limit string, err err
 		u.Available = 0
 		limit = metadataFull(pool, status)
 	}
-	u.Available = max(0, u.Available)
-	return u, limit, nil
+	if u.Available <= 0 {
+		u.Available, u.Full = 0, limit
+	}
+	return u, nil
 }
 
 func metadataFull(pool string, status poolStatus) string {
@@ -99,9 +99,9 @@ func (s *Store) refuseFull(ctx context.Context, name lv, limit int64) error {
 	if limit > maxMetadata {
 		return nil
 	}
-	u, why, err := s.usageOf(status)
+	u, err := s.usageOf(status)
 	if err == nil && u.Available <= 0 {
-		err = fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, why)
+		err = fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, u.Full)
 	}
 	return err
 }

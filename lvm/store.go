@@ -45,12 +45,12 @@ func (s *Store) finished(ctx context.Context, name lv) (row, error) {
 
 // CreateVolume implements store.Store.
 func (s *Store) CreateVolume(ctx context.Context, v store.VolumeID) error {
-	return s.CreateVolumeWith(ctx, v, s.opts.FileSystem, s.opts.VolumeSize)
+	return s.createVolume(ctx, v, s.opts.FileSystem, s.opts.VolumeSize)
 }
 
-// CreateVolumeWith is CreateVolume with a file system and size, in bytes, of the
-// caller's choice.
-func (s *Store) CreateVolumeWith(ctx context.Context, v store.VolumeID, fs FileSystem, size int64) error {
+// createVolume is CreateVolume with a file system, a size in bytes, and tags as
+// lvcreate's options.
+func (s *Store) createVolume(ctx context.Context, v store.VolumeID, fs FileSystem, size int64, tags ...string) error {
 	name, err := lvOfVolume(v)
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (s *Store) CreateVolumeWith(ctx context.Context, v store.VolumeID, fs FileS
 	if err := s.refuseFullGroup(ctx, name, groupReserve); err != nil {
 		return err
 	}
-	return s.makeVolume(ctx, name, pointOfVolume(v), fs, size)
+	return s.makeVolume(ctx, name, pointOfVolume(v), fs, size, tags...)
 }
 
 // begin checks what every operation that makes something checks first.
@@ -77,7 +77,7 @@ func (s *Store) begin(ctx context.Context, name lv) error {
 
 // makeVolume makes a logical volume with an empty file system. Until all is
 // done it is tagged as half-made.
-func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSystem, size int64) (err error) {
+func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSystem, size int64, tags ...string) (err error) {
 	undo := backend.Undo{Log: s.opts.Log}
 	defer func() { undo.Unwind(&err) }()
 	clean := context.WithoutCancel(ctx)
@@ -85,9 +85,10 @@ func (s *Store) makeVolume(ctx context.Context, name lv, point string, fs FileSy
 	if err := s.opts.step("create"); err != nil {
 		return err
 	}
-	_, err = s.lvm(clean, "lvcreate", "--yes", "--type", "thin", "--thinpool", s.pool, "--name", string(name),
+	args := append([]string{"--yes", "--type", "thin", "--thinpool", s.pool, "--name", string(name),
 		"--virtualsize", fmt.Sprintf("%dk", (size+1023)/1024), "--addtag", tagNew, "--setactivationskip", "y",
-		"--activate", "y", "--ignoreactivationskip", "--wipesignatures", "n", s.group)
+		"--activate", "y", "--ignoreactivationskip", "--wipesignatures", "n"}, tags...)
+	_, err = s.lvm(clean, "lvcreate", append(args, s.group)...)
 	if err != nil {
 		return classify(name, name, err)
 	}
@@ -141,7 +142,7 @@ func (s *Store) empty(ctx context.Context, name lv, folder string) error {
 	if err := s.opts.step("empty"); err != nil {
 		return err
 	}
-	if err := s.mountNode(name, folder, false); err != nil {
+	if err := s.mountNode(ctx, name, folder, false); err != nil {
 		return err
 	}
 	err := os.Remove(filepath.Join(folder, "lost+found"))
@@ -172,12 +173,16 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	if err := s.refuseFull(ctx, target, maxMetadataSnapshot); err != nil {
 		return err
 	}
-	if err := s.refuseFullGroup(ctx, target, groupReserveSnapshot); err != nil {
+	found, err := s.finished(ctx, source)
+	if err != nil {
+		return err
+	}
+	if err := s.checkGroup(target, found, groupReserveSnapshot); err != nil {
 		return err
 	}
 	// Mounted, the file system can be frozen; and the journal of one that was
 	// cut off is replayed, which nobody could do in a read-only snapshot.
-	m, err := s.MountVolume(ctx, v)
+	m, err := s.hold(ctx, source, pointOfVolume(v), false)
 	if err != nil {
 		return err
 	}
@@ -191,33 +196,31 @@ func (s *Store) Snapshot(ctx context.Context, v store.VolumeID, id store.Snapsho
 	}
 	// Most is written before the file system is frozen, so that its users wait
 	// for a moment only.
-	if err := syncFileSystem(m.Path()); err != nil {
+	err = s.opts.within(ctx, fmt.Sprintf("%v: sync", source), func(context.Context) error { return syncFileSystem(m.Path()) })
+	if err != nil {
 		return fmt.Errorf("%v: %w", source, err)
 	}
 	undo := backend.Undo{Log: s.opts.Log}
 	defer func() { undo.Unwind(&err) }()
-	if err := s.makeSnapshot(ctx, "snapshot", source, target, "r"); err != nil {
+	if err := s.makeSnapshot(ctx, "snapshot", source, target, "r", found.properties()); err != nil {
 		return err
 	}
 	undo.Add(func() error { return s.remove(context.WithoutCancel(ctx), target) })
 	if err := s.opts.step("check"); err != nil {
 		return err
 	}
-	if err := s.refuseNested(v); err != nil { // one may have been mounted in between
-		return err
-	}
-	s.growIfNarrow(ctx, source, m.Path()) // a build has the volume mounted all the time
-	return nil
+	return s.refuseNested(v) // one may have been mounted in between
 }
 
-// makeSnapshot makes target, with permission "r" or "rw", from source, in one
-// transaction of the pool. It is not stopped half-way.
-func (s *Store) makeSnapshot(ctx context.Context, step string, source, target lv, permission string) error {
+// makeSnapshot makes target, with permission "r" or "rw" and the properties of
+// source, from that, in one transaction of the pool. It is not stopped half-way.
+func (s *Store) makeSnapshot(ctx context.Context, step string, source, target lv, permission string, properties map[string]string) error {
 	if err := s.opts.step(step); err != nil {
 		return err
 	}
-	_, err := s.lvm(context.WithoutCancel(ctx), "lvcreate", "--yes", "--snapshot", "--name", string(target), "--permission", permission,
-		"--setactivationskip", "y", "--activate", "n", s.full(source))
+	args := append([]string{"--yes", "--snapshot", "--name", string(target), "--permission", permission,
+		"--setactivationskip", "y", "--activate", "n"}, tagsOf(properties)...)
+	_, err := s.lvm(context.WithoutCancel(ctx), "lvcreate", append(args, s.full(source))...)
 	err = classify(target, target, err)
 	if err != nil && !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrNoSpace) {
 		// The message may be about the source.
@@ -272,7 +275,7 @@ func (s *Store) Clone(ctx context.Context, id store.SnapshotID, v store.VolumeID
 	if err := s.checkGroup(target, found, groupReserve); err != nil {
 		return err
 	}
-	return s.makeSnapshot(ctx, "clone", source, target, "rw")
+	return s.makeSnapshot(ctx, "clone", source, target, "rw", found.properties())
 }
 
 // DestroyVolume implements store.Store.

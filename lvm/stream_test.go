@@ -3,10 +3,13 @@ package lvm
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -71,12 +74,18 @@ func TestBlockStream(t *testing.T) {
 			var text bytes.Buffer
 			header := streamHeader{Size: MinVolumeSize, FileSystem: Ext4, Image: imageOne, Base: imageTwo}
 			snap, base := &thinDevice{file: disk(t, now), size: size}, &thinDevice{file: disk(t, before), size: size}
-			extents, target := changed, disk(t, before)
+			ranges, target := changed, disk(t, before)
 			if whole {
 				header.Base, base = "", nil
-				extents, target = []extent{{offset: 0, length: size}}, disk(t, make([]byte, size))
+				ranges, target = []extent{{offset: 0, length: size}}, disk(t, make([]byte, size))
 			}
-			if err := writeBlocks(t.Context(), &text, header, snap, base, extents); err != nil {
+			packed := extents{block: block}
+			for _, e := range ranges {
+				if err := packed.add(e.offset/block, e.length/block, e.gone); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := writeBlocks(t.Context(), &text, header, snap, base, packed); err != nil {
 				t.Fatal(err)
 			}
 			if !whole && text.Len() > 13*block {
@@ -210,10 +219,106 @@ const (
 `
 )
 
+func listOf(packed extents) (list []extent) {
+	_ = packed.each(func(e extent) error {
+		list = append(list, e)
+		return nil
+	})
+	return list
+}
+
+// TestExtents packs ranges of every kind and unpacks them.
+func TestExtents(t *testing.T) {
+	const block = 64 << 10
+	source := rand.New(rand.NewPCG(3, 4))
+	packed := extents{block: block}
+	var want []extent
+	for at := int64(0); len(want) < 1000; {
+		at += source.Int64N(1<<source.IntN(20)) * source.Int64N(2)
+		length, gone := 1+source.Int64N(1<<source.IntN(20)), source.IntN(3) == 0
+		if err := packed.add(at, length, gone); err != nil {
+			t.Fatal(err)
+		}
+		e := extent{offset: at * block, length: length * block, gone: gone}
+		if n := len(want); n > 0 && want[n-1].offset+want[n-1].length == e.offset && want[n-1].gone == gone {
+			want[n-1].length += e.length
+		} else {
+			want = append(want, e)
+		}
+		at += length
+	}
+	if got := listOf(packed); !slices.Equal(got, want) {
+		t.Errorf("%d ranges became %d", len(want), len(got))
+	}
+	if err := packed.add(0, 1, false); err == nil {
+		t.Error("a range before the others is taken")
+	}
+	stop := errors.New("stop")
+	if err := packed.each(func(extent) error { return stop }); err != stop { //nolint:errorlint // exactly that
+		t.Error(err)
+	}
+}
+
+// scattered says what thin_dump says of a volume of which every second chunk is
+// mapped, line by line.
+type scattered struct {
+	n, of int
+	rest  []byte
+	peak  uint64 // of the heap, in bytes
+}
+
+func (s *scattered) Read(p []byte) (int, error) {
+	if len(s.rest) == 0 {
+		switch {
+		case s.n == s.of+2:
+			return 0, io.EOF
+		case s.n == 0:
+			s.rest = []byte(`<superblock data_block_size="128"><device dev_id="1">` + "\n")
+		case s.n == s.of+1:
+			s.rest = []byte("</device></superblock>\n")
+		default:
+			s.rest = fmt.Appendf(nil, "    <single_mapping origin_block=\"%d\" data_block=\"%d\" time=\"3\"/>\n", 2*s.n, s.of-s.n)
+		}
+		if s.n%100_000 == 0 {
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			s.peak = max(s.peak, stats.HeapAlloc)
+		}
+		s.n++
+	}
+	n := copy(p, s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+// TestScatteredVolume: what the pool's metadata tells of a volume is not held in
+// memory as the program writes it. A terabyte in which every second chunk is mapped
+// has forty times as many.
+func TestScatteredVolume(t *testing.T) {
+	const chunks = 200_000
+	said := &scattered{of: chunks}
+	packed, err := parseDump(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	_ = packed.each(func(extent) error { n++; return nil })
+	if n != chunks {
+		t.Errorf("%d ranges, not %d", n, chunks)
+	}
+	if each := cap(packed.packed) / chunks; each > 4 {
+		t.Errorf("%d bytes for each range", each)
+	}
+	if said.peak > 16<<20 {
+		t.Errorf("%d MiB on the heap", said.peak>>20)
+	}
+}
+
 func TestParseThinMetadata(t *testing.T) {
 	const block = 64 << 10
-	same := func(what string, got []extent, err error, want ...extent) {
+	same := func(what string, packed extents, err error, want ...extent) {
 		t.Helper()
+		got := listOf(packed)
 		for i := range want {
 			want[i].offset, want[i].length = want[i].offset*block, want[i].length*block
 		}
@@ -226,9 +331,9 @@ func TestParseThinMetadata(t *testing.T) {
 			}
 		}
 	}
-	got, err := parseDump([]byte(dumpText))
+	got, err := parseDump(strings.NewReader(dumpText))
 	same("dump", got, err, extent{offset: 0, length: 4}, extent{offset: 100, length: 2})
-	got, err = parseDelta([]byte(deltaText))
+	got, err = parseDelta(strings.NewReader(deltaText))
 	same("delta", got, err, extent{offset: 3, length: 3}, extent{offset: 6, length: 4, gone: true})
 	for what, text := range map[string]string{
 		"nothing":         "",
@@ -240,11 +345,11 @@ func TestParseThinMetadata(t *testing.T) {
 		"overlapping":     strings.Replace(dumpText, `origin_block="3"`, `origin_block="2"`, 1),
 		"larger than all": strings.Replace(dumpText, `length="2"`, `length="9000000000000000000"`, 1),
 	} {
-		if got, err := parseDump([]byte(text)); err == nil {
+		if got, err := parseDump(strings.NewReader(text)); err == nil {
 			t.Errorf("%s: %v", what, got)
 		}
 	}
-	if got, err := parseDelta([]byte(deltaText[:len(deltaText)-40])); err == nil {
+	if got, err := parseDelta(strings.NewReader(deltaText[:len(deltaText)-40])); err == nil {
 		t.Errorf("a delta that was cut: %v", got)
 	}
 }

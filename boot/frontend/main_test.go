@@ -56,7 +56,7 @@ func newSite(t *testing.T) *site {
 // tree imports a tree with these files.
 func (s *site) tree(name string, files map[string]string) image.Snapshot {
 	s.t.Helper()
-	snapshot, err := s.Import(s.t.Context(), name, image.ImportOptions{Source: "a test", Fill: func(_ context.Context, root string) error {
+	snapshot, err := s.Import(s.t.Context(), name, image.ImportOptions{Source: "a test", Fill: func(_ context.Context, root string, _ func(int64) error) error {
 		for path, text := range files {
 			path = filepath.Join(root, path)
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -107,8 +107,8 @@ func storeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "dataset", Usage: "ZFS: `POOL/NAME`, a dataset in a pool that exists; nothing else in the pool is touched"},
 		&cli.StringFlag{Name: "thin-pool", Usage: "LVM: `VG/POOL`, a thin pool that exists"},
 		&cli.StringFlag{Name: "size", Value: "40G", Usage: "without such a place: the size of the file that holds the store, `BYTES` with K, M, G or T"},
-		&cli.StringFlag{Name: "file-system", Usage: "LVM: the `KIND` of file system in new volumes: ext4 or xfs"},
-		&cli.StringFlag{Name: "volume-size", Usage: "LVM: the size of new volumes, `BYTES` with K, M, G or T; space is taken as it is written"},
+		&cli.StringFlag{Name: "file-system", Usage: "LVM: the `KIND` of file system in new volumes: ext4 or xfs; --property chooses for one tree"},
+		&cli.StringFlag{Name: "volume-size", Usage: "LVM: the size of new volumes, `BYTES` with K, M, G or T; space is taken as it is written, and they grow"},
 	}
 }
 

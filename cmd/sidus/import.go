@@ -24,7 +24,8 @@ func importCommand() *cli.Command {
 			"from nobody whom you do not trust, or say --portable-only.",
 			"sidus import debian --dir /srv/nfsroot/debian",
 			"sidus import node --tar node.tar.zst --message 'from the old server'",
-			"sidus import --stream debian-14.stream"),
+			"sidus import --stream debian-14.stream",
+			"sidus import big --tar big.tar --property file-system=xfs --property size=200G"),
 		Flags: changes(
 			&cli.StringFlag{Name: "dir", Usage: "copy the directory `DIR`"},
 			&cli.StringFlag{Name: "tar", Usage: "unpack the archive `FILE`"},
@@ -47,18 +48,19 @@ func importCommand() *cli.Command {
 			if given != 1 {
 				return usagef("give one of --dir, --tar and --stream")
 			}
-			manager, err := withProperties(c, s)
-			if err != nil {
-				return err
-			}
 			if path := c.String("stream"); path != "" {
-				if manager != s.manager {
-					return usagef("--property does not go with --stream: `sidus set` changes the tree afterwards")
+				properties, err := parseProperties(c.StringSlice("property"))
+				if err != nil {
+					return err
 				}
-				return importStream(ctx, c, s, path, args[0])
+				return importStream(ctx, c, s, path, args[0], properties)
 			}
 			if args[0] == "" {
 				return usagef("give the TREE a name: sidus import TREE --dir DIR")
+			}
+			manager, err := withProperties(c, s)
+			if err != nil {
+				return err
 			}
 			update, finish := fileProgress("import " + args[0])
 			defer finish()

@@ -17,8 +17,8 @@ import (
 )
 
 // importStream takes what export wrote. tree is the name to list it under; ""
-// is that of the sender.
-func importStream(ctx context.Context, c *cli.Context, s *site, path, tree string) (err error) {
+// is that of the sender. A tree that is made gets properties.
+func importStream(ctx context.Context, c *cli.Context, s *site, path, tree string, properties map[string]string) (err error) {
 	file := os.Stdin
 	if path != "-" {
 		if file, err = os.Open(path); err != nil {
@@ -52,9 +52,9 @@ func importStream(ctx context.Context, c *cli.Context, s *site, path, tree strin
 	var snapshot image.Snapshot
 	err = guardSpace(ctx, s.store, func(ctx context.Context) (err error) {
 		options.Take = func(ctx context.Context, scratch store.VolumeID) error {
-			return stream.Import(ctx, s.store, r, stream.ImportOptions{Volume: scratch, PortableOnly: c.Bool("portable-only"), Log: logrus.StandardLogger()})
+			return stream.Import(ctx, s.store, r, stream.ImportOptions{Volume: scratch, Properties: properties, PortableOnly: c.Bool("portable-only"), Log: logrus.StandardLogger()})
 		}
-		snapshot, err = s.manager.Receive(ctx, options)
+		snapshot, err = s.manager.WithProperties(properties).Receive(ctx, options)
 		return err
 	})
 	if err != nil {

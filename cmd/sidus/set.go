@@ -16,13 +16,16 @@ import (
 func setCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "set",
-		Usage:     "give a tree a quota, compression or another property of the store",
+		Usage:     "give a tree a quota, a size or another property of the store",
 		ArgsUsage: "TREE [NAME=VALUE...]",
-		Description: describe("Sets properties of a tree's head, all of them or none, as zfs(8) writes them: quota, refquota, compression,\n"+
-			"recordsize and others (a wrong name is answered with the list). \"inherit\" takes one back. They stay with\n"+
-			"the tree through builds and rollbacks, and count for what is written from then on. Without NAME=VALUE it\n"+
-			"shows what is set. Only ZFS has properties of trees; with LVM see `sidus resize`.",
-			"sidus set debian refquota=20G compression=zstd", "sidus set debian refquota=inherit", "sidus set debian --json"),
+		Description: describe("Sets properties of a tree's head, all of them or none. \"inherit\" takes one back. They stay with the tree\n"+
+			"through builds and rollbacks. Without NAME=VALUE it shows what is set.\n\n"+
+			"In a ZFS store they are written as zfs(8) does: quota, refquota, compression, recordsize and others (a wrong\n"+
+			"name is answered with the list), and count for what is written from then on. In an LVM store they are\n"+
+			"file-system (ext4 or xfs) and size: the head grows to the size if it is smaller, and keeps the file system\n"+
+			"that it has; both count for the next build that starts from nothing. A btrfs store has none.",
+			"sidus set debian refquota=20G compression=zstd", "sidus set debian refquota=inherit", "sidus set debian size=100G",
+			"sidus set debian --json"),
 		Flags: changes(waitFlag()),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			if c.NArg() == 0 {
@@ -75,7 +78,7 @@ func parseProperties(words []string) (map[string]string, error) {
 
 // propertyFlag is the option of commands that make a tree.
 func propertyFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "property", Usage: "ZFS: the new tree's `NAME=VALUE`, see `sidus set`; may be repeated"}
+	return &cli.StringSliceFlag{Name: "property", Usage: "ZFS, LVM: the new tree's `NAME=VALUE`, see `sidus set`; may be repeated"}
 }
 
 // withProperties is the Manager for a command with propertyFlag.

@@ -18,6 +18,9 @@ type ImportOptions struct {
 	// not exist; when Import returns, it is gone again. Whoever keeps intents
 	// names it there before. Empty means a random one.
 	Volume store.VolumeID
+	// Properties are what that volume gets, see store.PropertySetter, and with it
+	// the snapshot of a portable stream.
+	Properties map[string]string
 	// PortableOnly refuses native payloads: the kernel parses them, so that
 	// they are taken from authenticated senders only.
 	PortableOnly bool
@@ -66,7 +69,7 @@ func importPortable(ctx context.Context, s store.Store, r *Reader, m Manifest, o
 	if o.Volume == "" {
 		o.Volume = store.NewVolumeID()
 	}
-	if err := s.CreateVolume(ctx, o.Volume); err != nil {
+	if err := store.CreateVolumeWith(ctx, s, o.Volume, o.Properties); err != nil {
 		return err
 	}
 	defer func() {
@@ -86,6 +89,9 @@ func unpackInto(ctx context.Context, s store.Store, v store.VolumeID, r *Reader,
 		return err
 	}
 	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
+	if err := store.MakeRoom(ctx, s, v, r.Manifest().Size); err != nil {
+		return err
+	}
 	return Unpack(ctx, r, mount.Path(), log)
 }
 

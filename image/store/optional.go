@@ -81,7 +81,11 @@ func GuardSpace(ctx context.Context, s Store, every time.Duration) (guarded cont
 		defer tick.Stop()
 		for {
 			if u, err := s.Usage(guarded); err == nil && u.Available <= 0 {
-				cancel(fmt.Errorf("the work was stopped before it filled the store: %w (%d of %d bytes are used)", ErrNoSpace, u.Used, u.Size))
+				why := u.Full
+				if why == "" {
+					why = fmt.Sprintf("%d of %d bytes are used", u.Used, u.Size)
+				}
+				cancel(fmt.Errorf("the work was stopped before it filled the store: %w: %s", ErrNoSpace, why))
 				return
 			}
 			select {
@@ -168,8 +172,43 @@ type PropertySetter interface {
 	Properties(ctx context.Context, v VolumeID) (map[string]string, error)
 }
 
+// VolumeMaker is a PropertySetter some of whose properties count only for what is
+// made with them: a file system.
+type VolumeMaker interface {
+	// CreateVolumeWith is CreateVolume of a volume that has properties from the
+	// start. The errors are also those of SetProperties.
+	CreateVolumeWith(ctx context.Context, v VolumeID, values map[string]string) error
+}
+
+// CreateVolumeWith makes a volume that has properties, in any store. The error
+// wraps ErrUnsupported if there are some and the store has none.
+func CreateVolumeWith(ctx context.Context, s Store, v VolumeID, values map[string]string) error {
+	if len(values) == 0 {
+		return s.CreateVolume(ctx, v)
+	}
+	if maker, ok := s.(VolumeMaker); ok {
+		return maker.CreateVolumeWith(ctx, v, values)
+	}
+	setter, ok := s.(PropertySetter)
+	if !ok {
+		return ErrNoProperties
+	}
+	if err := s.CreateVolume(ctx, v); err != nil {
+		return err
+	}
+	if err := setter.SetProperties(ctx, v, values); err != nil {
+		return errors.Join(err, s.DestroyVolume(context.WithoutCancel(ctx), v))
+	}
+	return nil
+}
+
+// ErrNoProperties is the error of properties in a store that is no PropertySetter.
+var ErrNoProperties = fmt.Errorf("trees have properties of their own in ZFS and LVM stores only: %w", ErrUnsupported)
+
 // Resizer is a store whose volumes have a size of their own. In others each
-// volume can fill the store.
+// volume can fill the store. A volume that somebody has mounted grows by itself
+// before it is full; whoever knows how much he will write says it before, with
+// MakeRoom.
 type Resizer interface {
 	// Capacity tells how large v is. ErrNotFound if it is missing.
 	Capacity(ctx context.Context, v VolumeID) (Capacity, error)
@@ -185,4 +224,28 @@ type Resizer interface {
 type Capacity struct {
 	Size int64 `json:"size"`
 	Free int64 `json:"free"`
+}
+
+// MakeRoom makes v so large that so many bytes of files more fit into it, as far
+// as the store has them; in a store that is no Resizer it does nothing. It is for
+// long work whose size is known, or guessed. It works best while v is mounted.
+func MakeRoom(ctx context.Context, s Store, v VolumeID, bytes int64) error {
+	resizer, ok := s.(Resizer)
+	if !ok || bytes <= 0 {
+		return nil
+	}
+	usage, err := s.Usage(ctx)
+	if err != nil {
+		return err
+	}
+	capacity, err := resizer.Capacity(ctx, v)
+	if err != nil {
+		return err
+	}
+	// The last block of a file is not full, and the file system needs some.
+	missing := min(bytes+bytes/8, usage.Available) - capacity.Free
+	if missing <= 0 {
+		return nil
+	}
+	return resizer.Resize(ctx, v, capacity.Size+missing+missing/16)
 }

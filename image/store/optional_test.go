@@ -19,10 +19,10 @@ func TestGuardSpace(t *testing.T) {
 	}
 	// A store that cannot be read for a moment is no reason to stop.
 	s.FailOn("Usage", store.ErrUnavailable)
-	s.SetUsage(store.Usage{Size: 10, Used: 9})
+	s.SetUsage(store.Usage{Size: 10, Used: 9, Full: "extend it"})
 	s.FailOn("Usage", nil)
 	<-guarded.Done()
-	if err := context.Cause(guarded); !errors.Is(err, store.ErrNoSpace) {
+	if err := context.Cause(guarded); !errors.Is(err, store.ErrNoSpace) || !strings.Contains(err.Error(), "extend it") {
 		t.Errorf("the cause is %v", err)
 	}
 	stop()

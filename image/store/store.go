@@ -90,4 +90,7 @@ type Usage struct {
 	Size      int64 // what the store can hold
 	Used      int64 // what is taken
 	Available int64 // what can still be written; less than Size-Used if a reserve is kept
+	// Full says to people, if Available is 0, what is full and what helps; it may
+	// be empty.
+	Full string `json:",omitempty"`
 }

@@ -1,6 +1,6 @@
 // Package reset resets a whole server machine while it changes its store, on
-// ZFS and on LVM thin volumes: receive, branch, rollback, gc and import, all at
-// once, each at a chosen step.
+// ZFS and on LVM thin volumes: receive, branch, rollback, gc, import and export, all
+// at once, each at a chosen step.
 //
 // The machine is one of package labdisk. A script stands there before each
 // program that Sidus runs (zfs, lvm, mkfs.ext4, cp, …); it counts the runs that
