@@ -25,7 +25,9 @@ type Finding struct {
 	Repair string `json:"repair,omitempty"`
 	Fatal  bool   `json:"fatal"` // something is lost, or cannot be repaired
 
-	repair func(ctx context.Context) error
+	repair  func(ctx context.Context) error
+	discard func(ctx context.Context) error // of what is unknown: item
+	item    store.Item
 }
 
 // The kinds of findings.
@@ -111,6 +113,28 @@ func (m *Manager) Repair(ctx context.Context, findings []Finding) (done []string
 			continue
 		}
 		done = append(done, f.Repair)
+	}
+	return done, errors.Join(errs...)
+}
+
+// DiscardUnknown destroys what Check called unknown: nobody can reach it any more,
+// unless a catalog that names it comes back. It returns what it did.
+func (m *Manager) DiscardUnknown(ctx context.Context, findings []Finding) (done []string, err error) {
+	var errs []error
+	// Volumes first: they may be what keeps snapshots.
+	for _, kind := range []store.Kind{store.KindVolume, store.KindSnapshot} {
+		for _, f := range findings {
+			if f.discard == nil || f.item.Kind != kind {
+				continue
+			}
+			what := fmt.Sprintf("the %s %s", kind, itemID(f.item))
+			switch err := f.discard(ctx); {
+			case err == nil:
+				done = append(done, "destroyed "+what+", which the catalog did not know")
+			case !errors.Is(err, errNotYet):
+				errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			}
+		}
 	}
 	return done, errors.Join(errs...)
 }
@@ -266,9 +290,21 @@ func (m *Manager) unknownItem(item store.Item) Finding {
 			repair: func(ctx context.Context) error { return m.destroyItem(ctx, item) },
 		}
 	}
-	return Finding{Kind: FindingUnknown, Text: fmt.Sprintf(
-		"the store holds the %s %s (made %s), which the catalog does not know; if this is an old copy of the catalog, bring back the newest",
-		item.Kind, itemID(item), item.Created.Format("2006-01-02 15:04"))}
+	return Finding{
+		Kind: FindingUnknown,
+		Text: fmt.Sprintf("the store holds the %s %s (made %s), which the catalog does not know; if this is an old copy of the catalog, bring back the newest "+
+			"(`sidus restore`), else `sidus check --repair --discard-unknown` destroys it", item.Kind, itemID(item), item.Created.Format("2006-01-02 15:04")),
+		item: item,
+		discard: func(ctx context.Context) error {
+			// It may have come back as what it was, by a stream, meanwhile.
+			if now, err := m.knowledge(ctx); err != nil {
+				return err
+			} else if now.knows(itemID(item)) {
+				return errNotYet
+			}
+			return m.destroyItem(ctx, item)
+		},
+	}
 }
 
 // oldRecipe is the recipe of a tree that is gone.

@@ -20,12 +20,19 @@ func checkCommand() *cli.Command {
 		Usage: "find, and mend, what a crash left over",
 		Description: describe("Compares the catalog with the store. Operations that were cut (kill -9, power) leave at most something\n"+
 			"that nobody sees; --repair removes it. What a live process is doing is listed and not touched. Of what the\n"+
-			"store has lost (somebody removed it by hand) it says how it comes back.",
-			"sidus check", "sidus check --repair"),
-		Flags: changes(&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended"}),
+			"store has lost (somebody removed it by hand) it says how it comes back. What the store holds and the catalog\n"+
+			"does not know is never touched, unless --discard-unknown says so: it may be known to a newer catalog.",
+			"sidus check", "sidus check --repair", "sidus check --repair --discard-unknown"),
+		Flags: changes(
+			&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended"},
+			&cli.BoolFlag{Name: "discard-unknown", Usage: "--repair: destroy what the catalog does not know"},
+			yesFlag()),
 		Action: siteAction(func(ctx context.Context, c *cli.Context, s *site) error {
 			if _, err := want(c); err != nil {
 				return err
+			}
+			if c.Bool("discard-unknown") && !c.Bool("repair") {
+				return usagef("--discard-unknown goes with --repair")
 			}
 			findings, err := s.manager.Check(ctx)
 			if err != nil {
@@ -33,8 +40,27 @@ func checkCommand() *cli.Command {
 			}
 			repaired := []string{}
 			if c.Bool("repair") {
+				unknown := 0
+				for _, f := range findings {
+					if f.Kind == image.FindingUnknown {
+						unknown++
+					}
+				}
+				discard := c.Bool("discard-unknown") && unknown > 0
+				if discard {
+					if err := confirm(c, fmt.Sprintf("destroy %d volumes and snapshots that the catalog does not know, for ever", unknown)); err != nil {
+						return err
+					}
+				}
 				if repaired, err = s.manager.Repair(ctx, findings); err != nil {
 					return err
+				}
+				if discard {
+					destroyed, err := s.manager.DiscardUnknown(ctx, findings)
+					if err != nil {
+						return err
+					}
+					repaired = append(repaired, destroyed...)
 				}
 				if findings, err = s.manager.Check(ctx); err != nil {
 					return err

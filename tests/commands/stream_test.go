@@ -170,3 +170,29 @@ func TestBackup(t *testing.T) {
 	}
 	s.sound()
 }
+
+// TestOldBackup: what was made after a backup is not known to it, and is only
+// destroyed by who says so.
+func TestOldBackup(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.ok("import", "deb", "--dir", smallTree(t))
+	file := filepath.Join(t.TempDir(), "backup.tar.zst")
+	s.ok("backup", file)
+	s.ok("snapshot", "deb")
+	s.ok("branch", "deb@2", "gpu")
+	var newer struct {
+		Snapshots []struct{ ID string } `json:"snapshots"`
+	}
+	s.json(&newer, "show", "deb")
+	s.run("restore", file, "--force", "--yes")
+	said := s.run("check", "--repair")
+	if id := newer.Snapshots[1].ID; said.status != 6 || !strings.Contains(said.stdout, "unknown: the store holds the snapshot "+id) || !strings.Contains(said.stdout, "--discard-unknown") {
+		t.Errorf("%+v", said)
+	}
+	s.fails(2, []string{"--repair"}, "check", "--discard-unknown")
+	s.fails(2, []string{"destroy 2 volumes and snapshots", "--yes"}, "check", "--repair", "--discard-unknown")
+	s.want([]string{"destroyed the volume", "destroyed the snapshot " + newer.Snapshots[1].ID, "agree"}, "check", "--repair", "--discard-unknown", "--yes")
+	s.want([]string{"first"}, "exec", "deb", "--", "/bin/busybox", "cat", "/etc/marker")
+	s.sound()
+}
