@@ -37,7 +37,8 @@ type AdoptOptions struct {
 
 // Adopt makes the catalog of a replica that of its primary: channels, networks,
 // nodes, sessions, leases and the history become what they are there, in one
-// transaction, and the channels' snapshots are ready to be served before. Trees
+// transaction, and the channels' snapshots are ready to be served before, but for
+// those that cannot be read for now. Trees
 // have a head here that starts where the primary's does, with its properties if
 // this store has such. Of snapshots only those are listed that are here; what the
 // primary has deleted is deleted.
@@ -50,7 +51,12 @@ func (m *Manager) Adopt(ctx context.Context, options AdoptOptions) error {
 		return err
 	}
 	for _, id := range a.ready {
-		if _, err := m.Index(ctx, id); err != nil {
+		_, err := m.Index(ctx, id)
+		if errors.Is(err, store.ErrUnavailable) {
+			// It came encrypted, and its key is not loaded: it is as little ready
+			// on the primary. Clients wait, and the index is made when one asks.
+			m.log.WithError(err).Warnf("snapshot %s is here, and is not ready to be served", id)
+		} else if err != nil {
 			return fmt.Errorf("make snapshot %s ready: %w", id, err)
 		}
 	}

@@ -32,10 +32,15 @@ func (e *encryptedStore) MountSnapshot(ctx context.Context, id store.SnapshotID)
 // encryptedPair is pair with a primary whose store is encrypted.
 func encryptedPair(t *testing.T, native bool) (a, b *testSite, list []image.Snapshot, e *encryptedStore) {
 	a, b, list = pair(t, native)
-	e = &encryptedStore{nativeStore: nativeStore{a.memory}}
-	a.store = e
-	a.manager = image.New(image.Options{Layout: a.layout, Catalog: a.catalog, Store: e, Logger: a.log, Actor: catalog.Actor{User: a.name, Command: "test"}})
-	return a, b, list, e
+	return a, b, list, a.encrypt()
+}
+
+// encrypt makes the store of a site an encrypted one.
+func (s *testSite) encrypt() *encryptedStore {
+	e := &encryptedStore{nativeStore: nativeStore{s.memory}}
+	s.store = e
+	s.manager = image.New(image.Options{Layout: s.layout, Catalog: s.catalog, Store: e, Logger: s.log, Actor: catalog.Actor{User: s.name, Command: "test"}})
+	return e
 }
 
 // TestEncryptedStaysEncrypted: to a server that takes portable streams only,
@@ -76,7 +81,7 @@ func TestEncryptedStaysEncrypted(t *testing.T) {
 	}
 }
 
-// TestSentWithoutTheKey: what goes as it is needs no key here.
+// TestSentWithoutTheKey: what goes as it is needs no key, on neither side.
 func TestSentWithoutTheKey(t *testing.T) {
 	a, b, list, e := encryptedPair(t, true)
 	e.locked.Store(true)
@@ -84,12 +89,15 @@ func TestSentWithoutTheKey(t *testing.T) {
 	_, err := a.sender().Send(t.Context(), connect, list[0], nil, "")
 	must(t, errors.Join(err, ended()))
 	c := newSite(t, "third", true)
+	there := c.encrypt()
+	there.locked.Store(true)
 	report, err := replicateTo(a, c)
 	must(t, err)
 	if len(report.Snapshots) != 3 || report.Snapshots[1].Base == "" {
 		t.Errorf("%+v", report)
 	}
 	e.locked.Store(false)
+	there.locked.Store(false)
 	if got, want := b.content(list[0].ID), a.content(list[0].ID); got != want {
 		t.Errorf("the other server holds %q instead of %q", got, want)
 	}
