@@ -160,12 +160,8 @@ func (s *Store) checkPool(ctx context.Context) (uuid string, marked bool, err er
 		s.opts.Log.WithField("group", s.group).Warnf("%d disks of the volume group are missing (pvs)", missing)
 	}
 	version := pool.mark()
-	if pool["vg_permissions"] == "read-only" {
-		help := fmt.Sprintf("vgcfgbackup -f FILE %[1]s, \"WRITE\" in the status that stands there, vgcfgrestore --force -f FILE %[1]s", s.group)
-		if version == "" {
-			return "", false, fmt.Errorf("%s: %w: the volume group is read-only, so that no store can be made in it (%s)", what, store.ErrUnavailable, help)
-		}
-		s.opts.Log.WithField("group", s.group).Warnf("the volume group is read-only: what is there can be served, nothing can be changed (%s)", help)
+	if pool["vg_permissions"] == "read-only" { // LVM activates nothing in it
+		return "", false, fmt.Errorf("%s: %w: the volume group is read-only: `vgcfgbackup -f FILE %[3]s`, \"WRITE\" in its status in that file, and `vgcfgrestore --force -f FILE %[3]s` change that", what, store.ErrUnavailable, s.group)
 	}
 	if version != "" && version != layoutVersion {
 		return "", false, fmt.Errorf("%s: the store was made by a newer Sidus (tag %s%s): use that", what, tagStore, version)

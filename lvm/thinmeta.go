@@ -158,10 +158,9 @@ func (s *Store) reserveMetadata(ctx context.Context) error {
 			return fmt.Errorf("%s/%s: take away the metadata snapshot that was left: %w", s.group, s.pool, err)
 		}
 	}
-	// The word before the deed. In a volume group that is read-only it is left
-	// out: what is there can be sent.
+	// The word before the deed.
 	if err := s.tagPool(ctx, "--addtag"); err != nil {
-		s.opts.Log.WithError(err).Debug("the pool does not tell that its metadata is read")
+		return err
 	}
 	if err := s.messagePool(ctx, "reserve_metadata_snap"); err != nil {
 		return fmt.Errorf("%s/%s: %w: its metadata cannot be read: %w", s.group, s.pool, store.ErrUnavailable, err)
@@ -173,10 +172,7 @@ func (s *Store) releaseMetadata(ctx context.Context) error {
 	if err := s.messagePool(ctx, "release_metadata_snap"); err != nil {
 		return fmt.Errorf("%s/%s: give the metadata snapshot back: %w", s.group, s.pool, err)
 	}
-	if err := s.tagPool(ctx, "--deltag"); err != nil {
-		s.opts.Log.WithError(err).Debug("the pool tells that its metadata is read")
-	}
-	return nil
+	return s.tagPool(ctx, "--deltag")
 }
 
 func (s *Store) tagPool(ctx context.Context, option string) error {
