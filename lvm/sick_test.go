@@ -217,6 +217,7 @@ func TestReadOnlyPool(t *testing.T) {
 
 // TestReadOnlyGroup: a volume group whose metadata says that it is read-only.
 func TestReadOnlyGroup(t *testing.T) {
+	requireThin(t)
 	ctx := t.Context()
 	g := &group{metadata: "1m"}
 	t.Cleanup(func() {

@@ -337,7 +337,7 @@ func TestGoesOnInside(t *testing.T) {
 		a.tree("deb")
 		const size = 40 << 20
 		s := a.snapshot("deb", "big", size)
-		const cut = 28 << 20
+		const cut = 36 << 20
 		connect, ended := dial(b.receiver(), cut, nil)
 		if _, err := a.sender().Send(t.Context(), connect, s, nil, ""); err == nil {
 			t.Fatal("it was not cut")
@@ -351,7 +351,7 @@ func TestGoesOnInside(t *testing.T) {
 		report, err := a.sender().Send(t.Context(), connect, s, nil, "")
 		must(t, err)
 		must(t, ended())
-		if limit := int64(size - cut + 9<<20); report.Bytes > limit {
+		if limit := int64(size - cut + 17<<20); report.Bytes > limit {
 			t.Errorf("native %v: after a cut at %d of %d bytes %d were sent, at most %d were missing", native, cut, size, report.Bytes, limit)
 		}
 		if a.content(s.ID) != b.content(s.ID) {
