@@ -35,6 +35,7 @@ var words = []struct {
 	{"insufficient free space", store.ErrNoSpace},
 	{"Insufficient free space", store.ErrNoSpace},
 	{"Free space in pool", store.ErrNoSpace},
+	{"reached threshold", store.ErrNoSpace},
 	{"No space left on device", store.ErrNoSpace},
 	{"Failed to find logical volume", store.ErrNotFound},
 	{"Cannot process volume group", store.ErrUnavailable},

@@ -44,6 +44,12 @@ func TestLimits(t *testing.T) {
 	if u, _ := s.usageOf(status); u.Available != 0 || !strings.Contains(u.Full, "lvextend --poolmetadatasize +256M vg/pool") {
 		t.Errorf("%+v", u)
 	}
+	// LVM refuses at 75 % of 2 MiB, 87.5 % of 32 MiB and 99.6 % of 1 GiB.
+	for size, want := range map[int64][2]int64{512: {352, 384}, 8192: {6656, 7168}, 262144: {235929, 254279}} {
+		if got := [2]int64{metadataLimit(size, maxMetadata), metadataLimit(size, maxMetadataSnapshot)}; got != want {
+			t.Errorf("of %d blocks %v may be used, not %v", size, got, want)
+		}
+	}
 	name, _ := lvOfVolume(store.NewVolumeID())
 	wantFull(t, "the volume group's metadata", "--metadatasize 64m", s.checkGroup(name, row{"vg_mda_free": "1000", "vg_mda_size": "520192"}, groupReserve))
 	if err := s.checkGroup(name, row{"vg_mda_free": "100000", "vg_mda_size": "520192"}, groupReserve); err != nil {

@@ -277,34 +277,6 @@ func TestReadOnlyGroup(t *testing.T) {
 	}
 }
 
-// TestSuspended: a device that does not answer is not waited for without end.
-func TestSuspended(t *testing.T) {
-	ctx := t.Context()
-	o := sharedOptions(t)
-	o.Timeout = 10 * time.Second
-	s := open(t, o)
-	id := taken(t, s, made(t, s, Ext4))
-	device := mapperName(s.group, s.pool+"_tdata") // what the pool lies on
-	must(t, "dmsetup", "suspend", "--nolockfs", device)
-	begin := time.Now()
-	_, err := s.MountSnapshot(ctx, id)
-	took := time.Since(begin)
-	must(t, "dmsetup", "resume", device)
-	if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "dmsetup info") {
-		t.Errorf("a device that does not answer: %v", err)
-	}
-	if took > 60*time.Second {
-		t.Errorf("it took %v", took)
-	}
-	m, err := s.MountSnapshot(ctx, id)
-	if err != nil {
-		t.Fatalf("when it answers again: %v", err)
-	}
-	if err := m.Unmount(ctx); err != nil {
-		t.Error(err)
-	}
-}
-
 // TestHalfReceived: what a machine that was reset has begun to receive is in the
 // way of nobody.
 func TestHalfReceived(t *testing.T) {

@@ -16,6 +16,7 @@ const (
 	// read-only and must be repaired.
 	maxMetadata         = 90
 	maxMetadataSnapshot = 97
+	metadataBlock       = 4 << 10 // bytes
 	// Of the volume group's metadata, in bytes. A volume takes about 509.
 	groupReserve         = 32 << 10
 	groupReserveSnapshot = 8 << 10
@@ -51,7 +52,7 @@ func (s *Store) usageOf(status poolStatus) (u store.Usage, err error) {
 			limit = fmt.Sprintf("the disk beneath %s is full: it has %s free and %s of it stay free; free some space there", s.opts.File, backend.Human(disk), backend.Human(s.opts.DiskReserve))
 		}
 	}
-	if status.metadataUsed*100 >= status.metadataSize*maxMetadata {
+	if status.metadataUsed >= metadataLimit(status.metadataSize, maxMetadata) {
 		u.Available = 0
 		limit = metadataFull(pool, status)
 	}
@@ -59,6 +60,18 @@ func (s *Store) usageOf(status poolStatus) (u store.Usage, err error) {
 		u.Available, u.Full = 0, limit
 	}
 	return u, nil
+}
+
+// metadataLimit is how many of size blocks of the pool's metadata may be used when
+// work begins, for a limit in hundredths. LVM itself makes no volume when fewer
+// than a quarter, or 4 MiB, are free: what keeps the end of work comes before that,
+// and what begins it leaves a sixteenth for it.
+func metadataLimit(size, limit int64) int64 {
+	most := size - min(size/4, 4<<20/metadataBlock)
+	if limit <= maxMetadata {
+		most -= size / 16
+	}
+	return min(size*limit/100, most)
 }
 
 func metadataFull(pool string, status poolStatus) string {
@@ -93,7 +106,7 @@ func (s *Store) refuseFull(ctx context.Context, name lv, limit int64) error {
 	if status.mode == "ro" {
 		return fmt.Errorf("%v: %w: the thin pool is read-only: its metadata is full or damaged (lvs -a %s; lvmthin(7))", name, store.ErrUnavailable, s.group)
 	}
-	if status.metadataUsed*100 >= status.metadataSize*limit {
+	if status.metadataUsed >= metadataLimit(status.metadataSize, limit) {
 		return fmt.Errorf("%v: %w: %s", name, store.ErrNoSpace, metadataFull(s.group+"/"+s.pool, status))
 	}
 	if limit > maxMetadata {
