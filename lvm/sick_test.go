@@ -56,6 +56,7 @@ func TestRead(t *testing.T) {
 // TestSecondStore: a volume group has room for one store. A second is refused
 // before anything is touched, with what to do; so is one whose making fails.
 func TestSecondStore(t *testing.T) {
+	requireThin(t)
 	ctx := t.Context()
 	g := &group{metadata: "1m"}
 	t.Cleanup(func() {
