@@ -52,7 +52,7 @@ unit: test-deps agent ## unit, conformance and protocol tests
 ifeq ($(STORE),btrfs)
 system: test-deps build ## commands on a real store, and virtual machines that boot (STORE=zfs, STORE=lvm: machines only, from a server that has that)
 	go test -count=1 -timeout 60m -v ./tests/commands ./tests/lab ./tests/liveupdate ./tests/system
-	go test -count=1 -short ./tests/labdisk/...
+	go test -count=1 -timeout 40m -short ./tests/labdisk/...
 else
 system: test-deps build lab
 	SIDUS_TEST_STORE=$(STORE) go test -count=1 -timeout 120m -v ./tests/system
