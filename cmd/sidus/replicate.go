@@ -253,12 +253,17 @@ func runTarget(ctx context.Context, c *cli.Context, s *site, t image.Target, ask
 	if errors.Is(err, image.ErrEncrypted) {
 		return report, fmt.Errorf("%w: remove the target %s and add it again with it", err, t.Name)
 	}
-	// Nothing more can be done about what is lost: the target has the catalog.
-	var lost *transfer.LostError
-	if err != nil && (!errors.As(err, &lost) || report.AsOf.IsZero()) {
+	if err != nil && !onlyLost(err, report) {
 		return report, err
 	}
 	return report, errors.Join(err, s.manager.TargetDone(ctx, t.Name, report.Run()))
+}
+
+// onlyLost tells whether a run has failed in nothing but what the store has lost:
+// nothing more can be done then, and the target has the catalog.
+func onlyLost(err error, report transfer.Report) bool {
+	var lost *transfer.LostError
+	return errors.As(err, &lost) && !report.AsOf.IsZero()
 }
 
 func replicateStatus(ctx context.Context, c *cli.Context, s *site) error {
@@ -378,16 +383,18 @@ func followTarget(ctx context.Context, c *cli.Context, s *site, name string) {
 			if t, err = s.manager.Target(ctx, name); err == nil {
 				report, err = runTarget(ctx, c, s, t, false)
 			}
-			var lost *transfer.LostError
-			if errors.As(err, &lost) && !report.AsOf.IsZero() {
-				log.WithError(err).Warn("all else is up to date") // until something changes
+			failure := "" // that does not stop it
+			if onlyLost(err, report) {
+				if failure = err.Error(); failure != lastError {
+					log.WithError(err).Warn("all else is up to date")
+				}
 				err = nil
 			}
 			if err == nil {
 				if len(report.Snapshots)+len(report.Moved) > 0 {
 					log.Info(summaryOf(report))
 				}
-				done, retry, lastError, pause = mark, retryFirst, "", c.Duration("every")
+				done, retry, lastError, pause = mark, retryFirst, failure, c.Duration("every")
 				confirmed = time.Now()
 			}
 		}

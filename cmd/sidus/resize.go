@@ -18,8 +18,8 @@ func resizeCommand() *cli.Command {
 		Description: describe(
 			"Makes the head of a tree SIZE large, or with a \"+\" that much larger, also while somebody works in\n"+
 				"it. SIZE is a number of bytes, with K, M, G or T. What is larger costs nothing until it is written.\n"+
-				"A head also grows by itself, before it is full. It can only grow. Snapshots keep the size that it had, and so does what starts from them. Trees\n"+
-				"in a btrfs or ZFS store have no size of their own.",
+				"A head also grows by itself, before it is full. It can only grow. Snapshots keep the size that it had,\n"+
+				"and so does what starts from them. Trees in a btrfs or ZFS store have no size of their own.",
 			"sidus resize debian 60G",
 			"sidus resize debian +10G"),
 		Flags: changes(),
