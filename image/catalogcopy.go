@@ -66,7 +66,10 @@ func (m *Manager) copyCatalogTo(ctx context.Context, keeper store.Keeper) (err e
 	waiting, stop := context.WithTimeoutCause(ctx, copyWait, fmt.Errorf("another process has not ended its copy of the catalog within %s: the store seems to hang", copyWait))
 	defer stop()
 	if _, err := lock.TryLockContext(waiting, copyRetry); err != nil {
-		return errors.Join(context.Cause(waiting), lock.Close())
+		if waiting.Err() != nil {
+			err = context.Cause(waiting)
+		}
+		return errors.Join(err, lock.Close())
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	folder, err := m.layout.MakeScratch("catalog")
