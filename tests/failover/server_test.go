@@ -72,7 +72,7 @@ dir='`+s.prefix+`'
 case "$1" in
 start)
 	[ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null && exit 0
-	setsid sh -c 'echo $$ >"$0/pid"; while :; do "$0/sbin/sidus" serve --listen `+shared+` --no-ipxe-script; sleep 0.3; done' "$dir" </dev/null >>"$dir/serve.log" 2>&1 &
+	setsid sh -c 'echo $$ >"$0/pid"; while :; do echo STARTS; "$0/sbin/sidus" serve --listen `+shared+` --no-ipxe-script; sleep 0.3; done' "$dir" </dev/null >>"$dir/serve.log" 2>&1 &
 	while [ ! -e "$dir/pid" ]; do sleep 0.05; done
 	;;
 stop)
@@ -80,6 +80,9 @@ stop)
 	kill -TERM -- "-$(cat "$dir/pid")" 2>/dev/null
 	while kill -0 -- "-$(cat "$dir/pid")" 2>/dev/null; do sleep 0.1; done
 	rm -f "$dir/pid"
+	;;
+is-active)
+	[ -e "$dir/pid" ] && tac "$dir/serve.log" | sed /STARTS/q | grep -q 'dhcp: answering'
 	;;
 esac
 `)
