@@ -146,10 +146,9 @@ func TestBuild(t *testing.T) {
 	}
 
 	works := head.works
-	began := time.Now()
 	result = mustBuild(t, o, head, Request{Recipe: mustLoad(t, file, nil)})
-	if took := time.Since(began); !result.UpToDate || head.works != works || took > time.Second {
-		t.Errorf("the second build: %+v in %v", result, took)
+	if !result.UpToDate || head.works != works {
+		t.Errorf("the second build: %+v", result)
 	}
 	result = mustBuild(t, o, head, Request{Recipe: mustLoad(t, file, map[string]string{"who": "all"})})
 	if result.Plan.Runs() != 3 || !strings.HasPrefix(read("result"), "Hello all") {
