@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -21,15 +22,25 @@ type client struct {
 	end   func() error
 }
 
-// aliveEvery is how long a sender says nothing. It is well below idleLimit.
+// aliveEvery is how long nothing is said. It is well below idleLimit.
 const aliveEvery = 15 * time.Second
 
-// connect greets a receiver. rw is closed by close, and when ctx ends.
-func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64, alive time.Duration) (*client, error) {
+// helloLimit is how long a receiver may take for its first words. Before them
+// ssh may ask for a password.
+const helloLimit = 5 * time.Minute
+
+// silence is when something is said, and for how long nothing need be heard.
+// The zero value stands for aliveEvery and idleLimit.
+type silence struct{ alive, idle time.Duration }
+
+// connect greets a receiver. rw is closed by close, when ctx ends, and when a
+// receiver that keeps the connection alive is silent.
+func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64, quiet silence) (*client, error) {
 	stop := context.AfterFunc(ctx, func() { _ = rw.Close() })
 	keeping, stopKeeping := context.WithCancel(ctx)
 	var keeper sync.WaitGroup
-	cl := &client{mine: mine, c: newWire(rw)}
+	conn := &watched{ReadWriteCloser: rw, limit: helloLimit}
+	cl := &client{mine: mine, c: newWire(conn)}
 	cl.end = func() error {
 		stop()
 		stopKeeping()
@@ -38,13 +49,17 @@ func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64,
 		return err
 	}
 	if rate > 0 {
-		cl.c.w = &limited{ctx: ctx, w: rw, rate: rate}
+		cl.c.w = &limited{ctx: ctx, w: conn, rate: rate}
 	}
 	if err := cl.hello(); err != nil {
 		return nil, errors.Join(cl.failed(ctx, err), cl.end())
 	}
+	conn.limit = 0
+	if mine.can(keepsAlive) && cl.other.can(answersAlive) {
+		conn.limit = cmp.Or(quiet.idle, idleLimit)
+	}
 	if cl.other.can(keepsAlive) {
-		keeper.Go(func() { cl.c.keepAlive(keeping, alive) })
+		keeper.Go(func() { cl.c.keepAlive(keeping, cmp.Or(quiet.alive, aliveEvery)) })
 	}
 	return cl, nil
 }

@@ -61,7 +61,8 @@ type hello struct {
 // What hello.Can names.
 const (
 	takesRecipes = "recipes" // a receiver: kept recipes in the state
-	keepsAlive   = "alive"   // frames that say nothing; a sender sends some when it has nothing to say
+	keepsAlive   = "alive"   // takes frames that say nothing; a sender sends some when it has nothing to say
+	answersAlive = "answers" // a receiver: sends such frames while it works, to senders that take them
 )
 
 func (h hello) can(what string) bool { return slices.Contains(h.Can, what) }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -32,10 +33,11 @@ type Receiver struct {
 
 	hello *hello        // what is said instead of the truth; for tests
 	idle  time.Duration // instead of idleLimit; for tests
+	alive time.Duration // instead of aliveEvery; for tests
 }
 
-// idleLimit is how long nothing may come of a sender that keeps the connection
-// alive; any sender says what he wants within that time.
+// idleLimit is how long nothing may come of a sender or a receiver that keeps
+// the connection alive; any sender says what he wants within that time.
 const idleLimit = 2 * time.Minute
 
 // spaceCheck is how often the space that is left is looked at.
@@ -45,12 +47,17 @@ const spaceCheck = 500 * time.Millisecond
 // that he is done, the connection is cut or ctx ends; rw is closed then. peer
 // names him in the log.
 func (r *Receiver) Serve(ctx context.Context, rw io.ReadWriteCloser, peer string) (err error) {
-	defer func() { err = errors.Join(err, ignoreClosed(rw.Close())) }()
-	stop := context.AfterFunc(ctx, func() { _ = rw.Close() })
-	defer stop()
 	conn := &watched{ReadWriteCloser: rw, limit: cmp.Or(r.idle, idleLimit)}
 	s := &receiving{Receiver: r, conn: conn, c: newWire(conn), log: r.Log.WithField("peer", peer)}
-	if err = s.serve(ctx); err != nil && ctx.Err() != nil {
+	keeping, stopKeeping := context.WithCancel(ctx)
+	defer func() {
+		stopKeeping()
+		err = errors.Join(err, ignoreClosed(rw.Close()))
+		s.keeper.Wait()
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = rw.Close() })
+	defer stop()
+	if err = s.serve(ctx, keeping); err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return err
@@ -72,9 +79,12 @@ type receiving struct {
 	mode  Mode
 	other hello
 	lock  *flock.Flock // of Layout.IncomingLock, while something is taken
+
+	keeper sync.WaitGroup // keeps the connection alive
 }
 
-func (s *receiving) serve(ctx context.Context) error {
+// serve answers until the end. The connection is kept alive until keeping ends.
+func (s *receiving) serve(ctx, keeping context.Context) error {
 	if err := s.c.greet(); err != nil {
 		return err
 	}
@@ -101,6 +111,9 @@ func (s *receiving) serve(ctx context.Context) error {
 	}
 	if err := s.c.send(msgHello, reply); err != nil {
 		return err
+	}
+	if s.other.can(keepsAlive) && reply.can(answersAlive) {
+		s.keeper.Go(func() { s.c.keepAlive(keeping, cmp.Or(s.alive, aliveEvery)) })
 	}
 	for {
 		m, err := s.c.message()
@@ -142,7 +155,7 @@ func (s *receiving) answerHello(ctx context.Context) (mine hello, err error) {
 		return mine, err
 	}
 	mine = hello{Min: minVersion, Max: maxVersion, Program: s.Program, Host: hostname(), Site: site.ID, Epoch: site.Epoch, Role: site.Role,
-		Can: []string{takesRecipes, keepsAlive}}
+		Can: []string{takesRecipes, keepsAlive, answersAlive}}
 	if s.hello != nil {
 		mine.Min, mine.Max, mine.Can = s.hello.Min, s.hello.Max, s.hello.Can
 	}

@@ -1,7 +1,6 @@
 package transfer
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,8 +45,8 @@ type Sender struct {
 	// makes that a conflict.
 	Discard func(conflicts error) error
 
-	hello *hello        // what is said instead of the truth; for tests
-	alive time.Duration // instead of aliveEvery; for tests
+	hello *hello  // what is said instead of the truth; for tests
+	quiet silence // other than usual; for tests
 }
 
 // Report says what was sent.
@@ -95,7 +94,7 @@ func (s *Sender) open(ctx context.Context, dial Dial, h hello) (*client, error) 
 	if err != nil {
 		return nil, err
 	}
-	cl, err := connect(ctx, rw, h, s.Rate, cmp.Or(s.alive, aliveEvery))
+	cl, err := connect(ctx, rw, h, s.Rate, s.quiet)
 	var said *RemoteError
 	if errors.As(err, &said) && errors.Is(err, ErrSuperseded) {
 		err = errors.Join(err, s.Manager.Supersede(ctx, said.Host, said.Epoch))

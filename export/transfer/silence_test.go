@@ -51,7 +51,7 @@ func TestSilentSender(t *testing.T) {
 }
 
 func connect2(s *Sender, ctx context.Context, rw io.ReadWriteCloser, ours image.Inventory, alive time.Duration) (*client, error) {
-	return connect(ctx, rw, s.greeting(Replicate, ours), 0, alive)
+	return connect(ctx, rw, s.greeting(Replicate, ours), 0, silence{alive: alive})
 }
 
 // TestSlowSender: one that thinks for long, or does not keep connections alive
@@ -68,7 +68,7 @@ func TestSlowSender(t *testing.T) {
 			_, _, err = a.manager.Demote(t.Context())
 			must(t, err)
 			sender, r := b.sender(), a.receiver()
-			r.idle, sender.alive = time.Second, 100*time.Millisecond
+			r.idle, sender.quiet.alive = time.Second, 100*time.Millisecond
 			if old {
 				sender.hello = &hello{Min: minVersion, Max: maxVersion}
 			}
@@ -82,6 +82,41 @@ func TestSlowSender(t *testing.T) {
 			must(t, ended())
 		})
 	}
+}
+
+// slowStore takes its time to receive.
+type slowStore struct {
+	nativeStore
+	wait func()
+}
+
+func (s slowStore) Receive(ctx context.Context, kind string, r io.Reader, snap, base store.SnapshotID) error {
+	s.wait()
+	return s.nativeStore.Receive(ctx, kind, r, snap, base)
+}
+
+// TestSilentReceiver: a receiver that has stopped does not keep its sender for
+// ever, and one that works for long is waited for.
+func TestSilentReceiver(t *testing.T) {
+	a, b, _ := pair(t, true)
+	sender, r := a.sender(), b.receiver()
+	sender.quiet.idle, r.alive = time.Second, time.Hour
+	end := make(chan struct{})
+	r.Store = slowStore{nativeStore{b.memory}, func() { <-end }}
+	connect, ended := dial(r, 0, nil)
+	if _, err := sender.Replicate(t.Context(), connect); !errors.Is(err, ErrCut) || !strings.Contains(err.Error(), "nothing was heard") {
+		t.Errorf("%v", err)
+	}
+	close(end)
+	_ = ended()
+
+	r.alive = 100 * time.Millisecond
+	r.Store = slowStore{nativeStore{b.memory}, func() { time.Sleep(3 * time.Second) }}
+	connect, ended = dial(r, 0, nil)
+	_, err := sender.Replicate(t.Context(), connect)
+	must(t, err)
+	must(t, ended())
+	b.sound()
 }
 
 // TestStrangersCostNoMemory: who has no token says that a lot will come.

@@ -120,10 +120,20 @@ func (w *watched) Read(p []byte) (int, error) {
 	})
 	defer timer.Stop()
 	n, err := w.ReadWriteCloser.Read(p)
+	return n, w.explain(err)
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	n, err := w.ReadWriteCloser.Write(p)
+	return n, w.explain(err)
+}
+
+// explain says why the connection was closed.
+func (w *watched) explain(err error) error {
 	if err != nil && w.dead.Load() {
-		err = fmt.Errorf("nothing was heard of the other side for %s", w.limit)
+		return fmt.Errorf("nothing was heard of the other side for %s", w.limit)
 	}
-	return n, err
+	return err
 }
 
 // greet writes the preface.
