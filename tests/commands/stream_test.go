@@ -51,21 +51,23 @@ func TestStreams(t *testing.T) {
 	}
 
 	// What is cut off, altered or something else is refused, and leaves nothing.
-	whole, err := os.ReadFile(file("2.tar.zst"))
-	must(t, err)
-	altered := bytes.Clone(whole)
-	altered[len(altered)/2] ^= 1
 	third := newSite(t)
 	before := third.state()
-	for name, text := range map[string][]byte{
-		"cut": whole[:len(whole)/2], "cut at the end": whole[:len(whole)-1], "altered": altered, "empty": nil, "text": []byte("#!/bin/sh\n"),
-	} {
-		must(t, os.WriteFile(file("bad"), text, 0o600))
-		third.fails(1, []string{"import ", "stream"}, "import", "--stream", file("bad"))
-		if now := third.state(); now != before {
-			t.Errorf("%s: the site has changed:\n%s", name, now)
+	for _, kind := range []string{"2.tar.zst", "1"} { // portable and native
+		whole, err := os.ReadFile(file(kind))
+		must(t, err)
+		altered := bytes.Clone(whole)
+		altered[len(altered)/2] ^= 1
+		for name, text := range map[string][]byte{
+			"cut": whole[:len(whole)/2], "cut at the end": whole[:len(whole)-1], "altered": altered, "empty": nil, "text": []byte("#!/bin/sh\n"),
+		} {
+			must(t, os.WriteFile(file("bad"), text, 0o600))
+			third.fails(1, []string{"import ", "stream"}, "import", "--stream", file("bad"))
+			if now := third.state(); now != before {
+				t.Errorf("%s, %s: the site has changed:\n%s", kind, name, now)
+			}
+			third.sound()
 		}
-		third.sound()
 	}
 	third.fails(1, []string{"--portable"}, "import", "--stream", file("1"), "--portable-only")
 	third.want([]string{"imported mine@2"}, "import", "mine", "--stream", file("2.tar.zst"), "--portable-only")

@@ -4,6 +4,7 @@ package commands
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -187,6 +188,48 @@ func TestSmallChangeCostsLittle(t *testing.T) {
 		t.Errorf("%+v; at most %d bytes are good", reports, limit)
 	}
 	t.Logf("%d bytes were replaced, and %d sent", size, reports[0].Bytes)
+}
+
+// TestWatchConfirms: a replica of a site where nothing happens knows that its
+// primary is there, and when it is gone.
+func TestWatchConfirms(t *testing.T) {
+	t.Parallel()
+	s, other := primary(t), newSite(t)
+	s.sendsTo(other, "")
+	s.ok("replicate", "add", "other", "ssh://other")
+	watch := s.command("replicate", "--watch")
+	must(t, watch.Start())
+	defer func() {
+		_ = watch.Process.Signal(syscall.SIGTERM)
+		_ = watch.Process.Signal(syscall.SIGCONT)
+		_ = watch.Wait()
+	}()
+	asOf := func() time.Time {
+		var r struct {
+			AsOf time.Time `json:"as_of"`
+		}
+		if ready := other.run("ready", "--json"); ready.status == 0 {
+			must(t, json.Unmarshal([]byte(ready.stdout), &r))
+		}
+		return r.AsOf
+	}
+	first := asOf()
+	for deadline := time.Now().Add(time.Minute); first.IsZero() && time.Now().Before(deadline); first = asOf() {
+		time.Sleep(time.Second)
+	}
+	later := first
+	for deadline := time.Now().Add(3 * time.Minute); !later.After(first) && time.Now().Before(deadline); later = asOf() {
+		time.Sleep(2 * time.Second)
+	}
+	if first.IsZero() || !later.After(first) {
+		t.Fatalf("the replica is ready as of %s, and then as of %s", first, later)
+	}
+	must(t, watch.Process.Signal(syscall.SIGSTOP))
+	other.ok("ready", "--max-lag", "1h")
+	time.Sleep(time.Until(later.Add(3 * time.Second)))
+	if r := other.run("ready", "--max-lag", "2s"); r.status != 1 || !strings.Contains(r.stdout, "the last transfer is of") {
+		t.Errorf("the primary is gone: %+v", r)
+	}
 }
 
 // TestTargetWithFullDisk replicates to a store that is too small.
