@@ -115,7 +115,7 @@ func (o Options) normal() (Options, error) {
 		}
 		*path = abs
 	}
-	if err := checkVolume(o.FileSystem, o.VolumeSize); err != nil {
+	if err := CheckVolume(o.FileSystem, o.VolumeSize); err != nil {
 		return o, err
 	}
 	if os.Geteuid() != 0 {
@@ -124,8 +124,8 @@ func (o Options) normal() (Options, error) {
 	return o, nil
 }
 
-// checkVolume checks what a volume shall be.
-func checkVolume(fs FileSystem, size int64) error {
+// CheckVolume checks what a volume shall be: its file system and its size in bytes.
+func CheckVolume(fs FileSystem, size int64) error {
 	if fs != Ext4 && fs != XFS {
 		return fmt.Errorf("the file system %q: it is %s or %s", fs, Ext4, XFS)
 	}

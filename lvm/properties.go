@@ -74,7 +74,7 @@ func normalProperties(values map[string]string) (map[string]string, error) {
 			}
 			size, value = int64(n), strconv.FormatUint(n, 10)
 		}
-		if err := checkVolume(fs, size); err != nil {
+		if err := CheckVolume(fs, size); err != nil {
 			return nil, fmt.Errorf("property %s: value %q: %w: %w", name, value, store.ErrBadName, err)
 		}
 		normal[name] = value

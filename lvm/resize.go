@@ -50,7 +50,7 @@ func (s *Store) Resize(ctx context.Context, v store.VolumeID, size int64) (err e
 	if err != nil {
 		return err
 	}
-	if err := checkVolume(Ext4, size); err != nil {
+	if err := CheckVolume(Ext4, size); err != nil {
 		return err
 	}
 	if err := s.begin(ctx, name); err != nil {

@@ -55,7 +55,7 @@ func (s *Store) createVolume(ctx context.Context, v store.VolumeID, fs FileSyste
 	if err != nil {
 		return err
 	}
-	if err := checkVolume(fs, size); err != nil {
+	if err := CheckVolume(fs, size); err != nil {
 		return err
 	}
 	if err := s.begin(ctx, name); err != nil {

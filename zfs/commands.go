@@ -23,13 +23,22 @@ func (o Options) within(ctx context.Context, what string, do func(ctx context.Co
 // call is within for what this process itself asks the kernel: it cannot end before
 // that does. So it is not asked where it is known not to answer.
 func (s *Store) call(ctx context.Context, what string, do func() error) error {
-	pool, _, _ := cutPool(s.parent)
-	// See spa_stats.c; only since OpenZFS 0.8.
-	if state, err := os.ReadFile("/proc/spl/kstat/zfs/" + pool + "/state"); err == nil && strings.TrimSpace(string(state)) == "SUSPENDED" {
-		return fmt.Errorf("%s: %w: the pool %s is suspended: its disks do not answer (zpool status -x says which; when they are back: zpool clear %s)",
-			what, store.ErrUnavailable, pool, pool)
+	if err := s.suspended(what); err != nil {
+		return err
 	}
 	return s.opts.within(ctx, what, func(context.Context) error { return do() })
+}
+
+// suspended returns an error if the kernel says that the disks of the pool do not
+// answer. See spa_stats.c; only since OpenZFS 0.8.
+func (s *Store) suspended(what string) error {
+	pool, _, _ := cutPool(s.parent)
+	state, err := os.ReadFile("/proc/spl/kstat/zfs/" + pool + "/state")
+	if err != nil || strings.TrimSpace(string(state)) != "SUSPENDED" {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: the pool %s is suspended: its disks do not answer (zpool status -x says which; when they are back: zpool clear %s)",
+		what, store.ErrUnavailable, pool, pool)
 }
 
 // hangs is the error of a program that says nothing for too long.

@@ -34,7 +34,13 @@ func (m *mount) Unmount(context.Context) error {
 		err = m.held.Release()
 	})
 	if errors.Is(err, store.ErrUnavailable) {
-		err = fmt.Errorf("%w (zpool status -x; zpool clear when the pool's disks are back)", err)
+		return fmt.Errorf("%w (zpool status -x; zpool clear when the pool's disks are back)", err)
+	}
+	// Who still uses it may be whom the pool does not answer.
+	if errors.Is(err, store.ErrInUse) {
+		if sick := m.store.suspended("unmount"); sick != nil {
+			return fmt.Errorf("%w: %v", sick, err)
+		}
 	}
 	return err
 }

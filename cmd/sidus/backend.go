@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -158,8 +159,14 @@ func storeConfigOf(c *cli.Context, file string) (storeConfig, error) {
 		}
 		config.VolumeSize = size
 	}
-	if config.Backend != backendLVM && (config.FileSystem != "" || config.VolumeSize != 0) {
+	if config.FileSystem == "" && config.VolumeSize == 0 {
+		return config, nil
+	}
+	if config.Backend != backendLVM {
 		return config, usagef("--file-system and --volume-size are for LVM")
+	}
+	if err := lvm.CheckVolume(cmp.Or(lvm.FileSystem(config.FileSystem), lvm.Ext4), cmp.Or(config.VolumeSize, lvm.DefaultVolumeSize)); err != nil {
+		return config, usagef("--file-system, --volume-size: %v", err)
 	}
 	return config, nil
 }

@@ -38,9 +38,12 @@ func newThinPool(t *testing.T) string {
 func TestThinPool(t *testing.T) {
 	pool := newThinPool(t)
 	first := server{t, filepath.Join(t.TempDir(), "first")}
-	first.must("init", "--thin-pool", pool, "--volume-size", "128M")
+	if said, code := first.run("init", "--thin-pool", pool, "--volume-size", "128M"); code != 2 || !strings.Contains(said, "320.0 MiB at least") {
+		t.Errorf("volumes that are too small: exit status %d", code)
+	}
+	first.must("init", "--thin-pool", pool, "--volume-size", "320M")
 	tree := smallTree(t)
-	const files, size = 3, 100 << 20
+	const files, size = 3, 120 << 20
 	for n := range files {
 		if err := os.WriteFile(filepath.Join(tree, fmt.Sprint("large", n)), bytes.Repeat([]byte{byte('a' + n)}, size), 0o644); err != nil {
 			t.Fatal(err)
