@@ -51,7 +51,7 @@ func (m *Manager) Adopt(ctx context.Context, options AdoptOptions) error {
 		return err
 	}
 	for _, id := range a.ready {
-		_, err := m.Index(ctx, id)
+		err := m.MakeIndex(ctx, id)
 		if errors.Is(err, store.ErrUnavailable) {
 			// It came encrypted, and its key is not loaded: it is as little ready
 			// on the primary. Clients wait, and the index is made when one asks.

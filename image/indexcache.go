@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/gofrs/flock"
@@ -12,32 +13,51 @@ import (
 	"sidus/image/store"
 )
 
-// Index returns the path of a snapshot's index, for index.Open. It is a
-// cache: what is missing is built, which takes as long as reading the
-// snapshot's metadata. Processes that want the same index build it once.
-func (m *Manager) Index(ctx context.Context, id store.SnapshotID) (path string, err error) {
-	path = m.layout.Index(id)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
+// OpenIndex opens a snapshot's index; the caller closes it. It is a cache: one
+// that is missing, damaged or of another version of the format is built, which
+// takes as long as reading the snapshot's metadata. Processes that want the same
+// index build it once.
+func (m *Manager) OpenIndex(ctx context.Context, id store.SnapshotID) (x *index.Index, err error) {
+	path := m.layout.Index(id)
+	if x, err := index.Open(path); !ofNoUse(err) {
+		return x, err
 	}
 	if _, err := m.SnapshotByID(ctx, id); err != nil {
-		return "", err
+		return nil, err
 	}
 	lock := flock.New(path+".lock", flock.SetPermissions(0o600))
 	if _, err := lock.TryLockContext(ctx, lockRetry); err != nil {
-		return "", fmt.Errorf("build the index of snapshot %s: %w", id, errors.Join(err, lock.Close()))
+		return nil, fmt.Errorf("build the index of snapshot %s: %w", id, errors.Join(err, lock.Close()))
 	}
 	defer func() { err = errors.Join(err, os.Remove(lock.Path()), lock.Close()) }()
-	if _, err := os.Stat(path); err == nil {
-		return path, nil // another process was quicker
+	x, err = index.Open(path)
+	if !ofNoUse(err) {
+		return x, err // another process was quicker
+	}
+	if errors.Is(err, index.ErrCorrupt) {
+		m.log.WithError(err).Warn("it is built anew")
 	}
 	mount, err := m.MountSnapshot(ctx, id)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
 	if _, err := index.Build(ctx, mount.Path(), path, index.Options{}); err != nil {
-		return "", fmt.Errorf("build the index of snapshot %s: %w", id, err)
+		return nil, fmt.Errorf("build the index of snapshot %s: %w", id, err)
 	}
-	return path, nil
+	return index.Open(path)
+}
+
+// ofNoUse tells from the error of index.Open that an index has to be built.
+func ofNoUse(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, index.ErrCorrupt)
+}
+
+// MakeIndex builds the index of a snapshot, if OpenIndex would.
+func (m *Manager) MakeIndex(ctx context.Context, id store.SnapshotID) error {
+	x, err := m.OpenIndex(ctx, id)
+	if err != nil {
+		return err
+	}
+	return x.Close()
 }

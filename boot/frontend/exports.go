@@ -12,7 +12,6 @@ import (
 	"sidus/boot/pxe"
 	"sidus/export/nfs"
 	"sidus/image"
-	"sidus/image/index"
 	"sidus/image/store"
 )
 
@@ -28,17 +27,13 @@ func (e exports) Open(ctx context.Context, id store.SnapshotID) (*nfs.Snapshot, 
 	if !record.Deleted.IsZero() {
 		return nil, fmt.Errorf("snapshot %s: %w", record.Ref(), nfs.ErrDeleted)
 	}
-	path, err := e.manager.Index(ctx, id)
+	x, err := e.manager.OpenIndex(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	mount, err := e.manager.MountSnapshot(ctx, id)
 	if err != nil {
-		return nil, err
-	}
-	x, err := index.Open(path)
-	if err != nil {
-		return nil, errors.Join(err, mount.Unmount(ctx))
+		return nil, errors.Join(err, x.Close())
 	}
 	return &nfs.Snapshot{Index: x, Root: mount.Path(), Close: func() error { return mount.Unmount(context.Background()) }}, nil
 }

@@ -54,7 +54,7 @@ func promote(ctx context.Context, s *site, snapshot image.Snapshot, channel stri
 		if err := refuseSecrets(ctx, s, snapshot, allowed); err != nil {
 			return image.Channel{}, image.Snapshot{}, err
 		}
-		if _, err := s.manager.Index(ctx, snapshot.ID); err != nil {
+		if err := s.manager.MakeIndex(ctx, snapshot.ID); err != nil {
 			return image.Channel{}, image.Snapshot{}, err
 		}
 	}

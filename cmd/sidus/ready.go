@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -10,7 +9,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
-	"sidus/image/index"
 )
 
 func readyCommand() *cli.Command {
@@ -18,9 +16,10 @@ func readyCommand() *cli.Command {
 		Name:  "ready",
 		Usage: "could this server serve now?",
 		Description: describe("Succeeds if this server could serve its channels at this moment: the store can be read, each channel's\n"+
-			"snapshot and its index are there, the site's key too, and nothing lags: on a replica, all channels point\n"+
-			"to what the primary announced last. A server that another took over from is never ready. It says what is\n"+
-			"wrong and ends with status 1 otherwise. For keepalived's track_script and other watchers.",
+			"snapshot is there, the site's key too, and nothing lags: on a replica, all channels point to what the primary\n"+
+			"announced last. An index that is missing is made. A primary that can serve some channels and not others is\n"+
+			"ready, and says which: nobody has more than it. A server that another took over from is never ready. It says\n"+
+			"what is wrong and ends with status 1 otherwise. For keepalived's track_script and other watchers.",
 			"sidus ready", "sidus ready --json", "sidus ready --max-lag 10m"),
 		Flags: reads(&cli.DurationFlag{Name: "max-lag", Usage: "on a replica: not if the last transfer is older than `DURATION`; replicate --watch makes one each minute, also if nothing changes"}),
 		Action: func(c *cli.Context) error {
@@ -28,7 +27,7 @@ func readyCommand() *cli.Command {
 			if _, err := want(c); err != nil {
 				return err
 			}
-			r := readiness{Problems: []string{}}
+			r := readiness{Problems: []string{}, Warnings: []string{}}
 			s, err := openSite(c.Context, c)
 			if err != nil {
 				r.wrong("%v", err)
@@ -59,11 +58,16 @@ type readiness struct {
 	AsOf     time.Time  `json:"as_of,omitzero"` // of a replica
 	Channels int        `json:"channels"`
 	Problems []string   `json:"problems"`
+	// Warnings are what a server is ready in spite of.
+	Warnings []string `json:"warnings"`
 }
 
 func (r *readiness) text(w io.Writer) {
 	if r.Ready {
 		fmt.Fprintf(w, "ready: %s, %d channels\n", r.Role, r.Channels)
+	}
+	for _, warning := range r.Warnings {
+		fmt.Fprintf(w, "cannot serve %s\n", warning)
 	}
 	for _, problem := range r.Problems {
 		fmt.Fprintf(w, "not ready: %s\n", problem)
@@ -107,18 +111,22 @@ func (r *readiness) check(ctx context.Context, c *cli.Context, s *site) {
 	}
 	for _, channel := range channels {
 		if err := servable(ctx, s, channel); err != nil {
-			r.wrong("channel %s: %v", channel.Name, err)
+			r.Warnings = append(r.Warnings, fmt.Sprintf("channel %s: %v", channel.Name, err))
 		}
 	}
+	// To give the address away, or to nobody, would not help the nodes of the
+	// other channels.
+	if site.Role == image.Primary && len(r.Warnings) < r.Channels {
+		return
+	}
+	r.Problems, r.Warnings = append(r.Problems, r.Warnings...), []string{}
 }
 
 // servable reads what a node that boots from a channel would need first.
-func servable(ctx context.Context, s *site, channel image.Channel) (err error) {
-	x, err := index.Open(s.layout.Index(channel.Snapshot.ID))
-	if err != nil {
-		return fmt.Errorf("the index of %s: %w", channel.Snapshot.Ref(), err)
+func servable(ctx context.Context, s *site, channel image.Channel) error {
+	if err := s.manager.MakeIndex(ctx, channel.Snapshot.ID); err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, x.Close()) }()
 	mount, err := s.manager.MountSnapshot(ctx, channel.Snapshot.ID)
 	if err != nil {
 		return err

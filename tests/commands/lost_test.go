@@ -1,6 +1,8 @@
 package commands
 
 import (
+	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -86,4 +88,45 @@ func TestLostComesBack(t *testing.T) {
 	s.ok("rollback", "deb@base")
 	s.want([]string{"third"}, "exec", "deb", "--", "/bin/busybox", "cat", "/etc/marker")
 	s.sound()
+}
+
+// TestReadyInSpiteOf: a primary whose indexes are gone or damaged makes them anew,
+// and one that has lost the snapshot of one channel serves the others.
+func TestReadyInSpiteOf(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.ok("import", "deb", "--dir", smallTree(t))
+	s.setMarker("deb", "second")
+	s.ok("snapshot", "deb")
+	s.ok("promote", "deb@1", "--channel", "old")
+	s.ok("promote", "deb@2")
+	s.want([]string{"ready: primary, 2 channels"}, "ready")
+	indexes, err := filepath.Glob(filepath.Join(s.dir, "cache/index/*.index"))
+	must(t, err)
+	if len(indexes) != 2 {
+		t.Fatalf("there are the indexes %v", indexes)
+	}
+	whole, err := os.ReadFile(indexes[1])
+	must(t, err)
+	must(t, os.Remove(indexes[0]))
+	must(t, os.WriteFile(indexes[1], whole[:len(whole)/2], 0o600))
+	s.want([]string{"ready: primary, 2 channels"}, "ready")
+	if again, err := os.ReadFile(indexes[1]); err != nil || !bytes.Equal(again, whole) {
+		t.Errorf("an index that was cut is not as it was: %v", err)
+	}
+	s.sound()
+
+	var shown struct {
+		Snapshot snapshotJSON `json:"snapshot"`
+	}
+	lose := func(ref string) {
+		s.json(&shown, "show", ref)
+		s.lose("snapshots", shown.Snapshot.ID)
+	}
+	lose("deb@1")
+	s.want([]string{"ready: primary, 2 channels", "cannot serve channel old: "}, "ready")
+	lose("deb@2")
+	if r := s.run("ready"); r.status != 1 || !strings.Contains(r.stdout, "not ready: channel default: ") || !strings.Contains(r.stdout, "not ready: channel old: ") {
+		t.Errorf("nothing is there: %+v", r)
+	}
 }
