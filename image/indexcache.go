@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/gofrs/flock"
 
@@ -23,6 +24,9 @@ func (m *Manager) OpenIndex(ctx context.Context, id store.SnapshotID) (x *index.
 		return x, err
 	}
 	if _, err := m.SnapshotByID(ctx, id); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil { // a server may run for years
 		return nil, err
 	}
 	lock := flock.New(path+".lock", flock.SetPermissions(0o600))

@@ -106,6 +106,10 @@ func openSite(ctx context.Context, c *cli.Context) (s *site, err error) {
 	if s.catalog, err = catalog.Open(ctx, layout.Catalog()); err != nil {
 		return nil, noStoreYet(layout, err)
 	}
+	// Somebody may have removed a cache, logs or locks as a whole.
+	if err := layout.Make(); err != nil {
+		return nil, errors.Join(fmt.Errorf("the state folder: %w", err), s.catalog.Close())
+	}
 	if s.config, err = readStoreConfig(ctx, s.catalog); err == nil {
 		s.store, err = s.config.open(ctx)
 	}

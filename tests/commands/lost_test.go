@@ -114,6 +114,11 @@ func TestReadyInSpiteOf(t *testing.T) {
 	if again, err := os.ReadFile(indexes[1]); err != nil || !bytes.Equal(again, whole) {
 		t.Errorf("an index that was cut is not as it was: %v", err)
 	}
+	for _, folder := range []string{"cache", "log", "locks"} {
+		must(t, os.RemoveAll(filepath.Join(s.dir, folder)))
+	}
+	s.want([]string{"ready: primary, 2 channels"}, "ready")
+	s.ok("snapshot", "deb")
 	s.sound()
 
 	var shown struct {
