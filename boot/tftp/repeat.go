@@ -8,13 +8,14 @@ import (
 )
 
 const (
-	// lateRepeat is how long after its answer a request may still arrive
-	// again: it was sent before the client had the answer.
-	lateRepeat = 250 * time.Millisecond
-	// unheard is for how long after its first packet an answer counts that the
-	// client has not acknowledged. Who asks again later has not heard it, or
-	// was started again.
-	unheard = 3 * time.Second
+	// lateRepeat is how long after its answer, and after what the client has
+	// acknowledged last, a request may still be read again: it was sent before the
+	// client had the answer, and a busy server reads it late.
+	lateRepeat = time.Second
+	// earlyRepeat is the same after the first packet of the answer. PXELINUX asks
+	// for seven seconds. Firmware that is started again in that time, and comes to
+	// the same file, asks until this is over.
+	earlyRepeat = 4 * time.Second
 )
 
 // repeats tells new requests from those that a client sends again, from the
@@ -25,8 +26,9 @@ const (
 // for that file's: the loader's module for the configuration.
 //
 // A repeat needs no answer: what the first request began sends its packets
-// again by itself. What a client asks after it has acknowledged an answer is no
-// repeat: firmware that was started again asks for the same from the same port.
+// again by itself. What a client asks when it has acknowledged nothing for a
+// while is no repeat: firmware that was started again asks for the same from the
+// same port.
 type repeats struct {
 	mu    sync.Mutex
 	known map[asked]*answering
@@ -43,7 +45,7 @@ type asked struct {
 // protected by repeats.mu.
 type answering struct {
 	begun time.Time // when the first packet was sent, zero before
-	heard bool      // the client has acknowledged one
+	heard time.Time // when the client acknowledged one last
 	ended time.Time // when the client had been told the last of it, zero before
 }
 
@@ -58,7 +60,7 @@ func (a *answering) isRepeat(now time.Time) bool {
 	case a.begun.IsZero():
 		return true
 	}
-	return !a.heard && now.Sub(a.begun) <= unheard
+	return now.Sub(a.begun) <= earlyRepeat || now.Sub(a.heard) <= lateRepeat
 }
 
 // begin returns the state of a request, nil if it is a repeat. In the end one
@@ -87,10 +89,10 @@ func (r *repeats) sends(state *answering, now time.Time) {
 }
 
 // hears is called when the client has acknowledged a packet.
-func (r *repeats) hears(state *answering) {
+func (r *repeats) hears(state *answering, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	state.heard = true
+	state.heard = now
 }
 
 func (r *repeats) answered(state *answering, now time.Time) {

@@ -92,8 +92,12 @@ func TestRepeats(t *testing.T) {
 	check("its repeat, however late", a, false)
 	port, file := check("another port", asked{client(2), "a"}, true), check("another file", asked{client(1), "b"}, true)
 	r.sends(first, now)
-	now = now.Add(unheard)
+	now = now.Add(earlyRepeat)
 	check("a repeat while the first packet is on its way", a, false)
+	now = now.Add(time.Minute)
+	r.hears(first, now)
+	now = now.Add(lateRepeat)
+	check("a repeat that is read late, while the client takes the answer", a, false)
 	r.answered(first, now)
 	now = now.Add(lateRepeat)
 	check("a repeat after the answer", a, false)
@@ -104,11 +108,13 @@ func TestRepeats(t *testing.T) {
 	r.forget(a, second)
 	third := check("one after a broken transfer", a, true)
 	r.sends(third, now)
-	now = now.Add(unheard + 1)
+	now = now.Add(earlyRepeat + 1)
 	fourth := check("one that heard nothing for long", a, true)
 	r.sends(fourth, now)
 	check("its repeat", a, false)
-	r.hears(fourth)
+	r.hears(fourth, now)
+	check("a repeat when the client has the first packet", a, false)
+	now = now.Add(earlyRepeat + 1)
 	fifth := check("one that was started again in the middle", a, true)
 	r.forget(a, fourth)
 	check("a repeat while the old transfer ends", a, false)
@@ -123,39 +129,71 @@ func TestRepeats(t *testing.T) {
 }
 
 // TestStartedAgain: firmware that is reset in the middle of a file and asks for
-// it again, from the same port, has it.
+// it again, from the same port, has it. A repeat that is read late, when the
+// client has taken some blocks, is not answered.
 func TestStartedAgain(t *testing.T) {
-	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, newMachine(), nil)}
+	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, newMachine(), func(s *Server) { s.Retries = 100 })}
 	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	// block asks for the kernel and takes some blocks.
-	blocks := func(n int) (from string) {
+	ask := func() {
 		t.Helper()
 		if _, err := conn.WriteTo([]byte("\x00\x01boot/"+snapshot+"/kernel\x00octet\x00"), server); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// read returns the number of a data block and where it comes from, 0 if none
+	// comes in time.
+	read := func(limit time.Duration) (block byte, from string) {
+		t.Helper()
+		_ = conn.SetReadDeadline(time.Now().Add(limit))
 		packet := make([]byte, 600)
-		for block := byte(1); int(block) <= n; {
-			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-			_, end, err := conn.ReadFrom(packet)
+		_, end, err := conn.ReadFrom(packet)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, ""
+		} else if err != nil || packet[1] != 3 {
+			t.Fatal(packet[:4], err)
+		}
+		return packet[3], end.String()
+	}
+	// take asks until there is an answer from another end than the last one, and
+	// takes blocks.
+	take := func(last string, blocks byte) (from string) {
+		t.Helper()
+		var asked time.Time
+		next := byte(1)
+		for deadline := time.Now().Add(30 * time.Second); next <= blocks; {
+			if time.Now().After(deadline) {
+				t.Fatalf("no block %d", next)
+			}
+			if next == 1 && time.Since(asked) > 500*time.Millisecond {
+				ask()
+				asked = time.Now()
+			}
+			block, end := read(200 * time.Millisecond)
+			if block != next || end == last || from != "" && from != end {
+				continue
+			}
+			from = end
+			to, err := net.ResolveUDPAddr("udp4", end)
 			if err != nil {
-				t.Fatalf("block %d: %v", block, err)
-			}
-			if packet[1] != 3 || packet[3] != block || from != "" && from != end.String() {
-				continue // of the transfer before
-			}
-			from = end.String()
-			if _, err := conn.WriteTo([]byte{0, 4, 0, block}, end); err != nil {
 				t.Fatal(err)
 			}
-			block++
+			if _, err := conn.WriteTo([]byte{0, 4, 0, block}, to); err != nil {
+				t.Fatal(err)
+			}
+			next++
 		}
 		return from
 	}
-	if first, second := blocks(5), blocks(20); first == second {
-		t.Errorf("both are answered by %s", first)
+	first := take("", 5)
+	ask()
+	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
+		if block, from := read(100 * time.Millisecond); block != 0 && from != first {
+			t.Errorf("a repeat that is read late is answered with block %d", block)
+		}
 	}
+	take(first, 20)
 }

@@ -233,7 +233,7 @@ func (h *handler) answer(raw string, to io.ReaderFrom, transfer pin.OutgoingTran
 
 	begun := time.Now()
 	h.repeats.sends(state, begun)
-	source := &source{ctx: h.ctx, from: content, heard: func() { h.repeats.hears(state) }}
+	source := &source{ctx: h.ctx, from: content, heard: func() { h.repeats.hears(state, time.Now()) }}
 	sent, err := to.ReadFrom(source)
 	log = log.WithFields(logrus.Fields{"bytes": sent, "ms": time.Since(begun).Milliseconds()})
 	switch {
@@ -340,11 +340,11 @@ func shorten(name string) string {
 // source ends a transfer when the server stops, and tells its own failures
 // from those of the wire.
 type source struct {
-	ctx    context.Context
-	from   io.Reader
-	blocks int    // that were read
-	heard  func() // called when the client has acknowledged a block
-	err    error
+	ctx   context.Context
+	from  io.Reader
+	begun bool   // a block was read
+	heard func() // called when the client has acknowledged a block
+	err   error
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -352,9 +352,10 @@ func (s *source) Read(p []byte) (int, error) {
 		return 0, errors.New("the server stops, try again")
 	}
 	// A block is read when the client has the one before.
-	if s.blocks++; s.blocks == 2 {
+	if s.begun {
 		s.heard()
 	}
+	s.begun = true
 	n, err := s.from.Read(p)
 	if err != nil && err != io.EOF {
 		if s.ctx.Err() == nil {
