@@ -195,5 +195,13 @@ func TestStartedAgain(t *testing.T) {
 			t.Errorf("a repeat that is read late is answered with block %d", block)
 		}
 	}
-	take(first, 20)
+	for _, end := range []string{first, take(first, 20)} { // it goes, and says so
+		to, err := net.ResolveUDPAddr("udp4", end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.WriteTo([]byte("\x00\x05\x00\x00bye\x00"), to); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
