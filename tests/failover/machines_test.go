@@ -149,7 +149,8 @@ func files(t *testing.T, root string) map[string]string {
 const installed = `install /lab/sidus-program /usr/local/sbin/sidus
 install -m 644 /lab/*.service /etc/systemd/system/
 install -D /lab/keepalived-notify /usr/local/share/sidus/keepalived-notify
-sed -e 's/@INTERFACE@/eth0/; s|@ADDRESS@|%[1]s/24|; s/@PRIORITY@/%[2]d/' /lab/keepalived.conf >/etc/keepalived/keepalived.conf
+# Emulated machines beside others stand still for longer than six seconds.
+sed -e 's/@INTERFACE@/eth0/; s|@ADDRESS@|%[1]s/24|; s/@PRIORITY@/%[2]d/; s/advert_int 2/advert_int 8/' /lab/keepalived.conf >/etc/keepalived/keepalived.conf
 chmod 644 /etc/keepalived/keepalived.conf
 mkdir /etc/systemd/system/sidus.service.d
 printf '[Service]\nExecStart=\nExecStart=/usr/local/sbin/sidus serve --listen %[1]s --no-ipxe-script\n' >/etc/systemd/system/sidus.service.d/override.conf
