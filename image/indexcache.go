@@ -18,38 +18,50 @@ import (
 // that is missing, damaged or of another version of the format is built, which
 // takes as long as reading the snapshot's metadata. Processes that want the same
 // index build it once.
-func (m *Manager) OpenIndex(ctx context.Context, id store.SnapshotID) (x *index.Index, err error) {
+func (m *Manager) OpenIndex(ctx context.Context, id store.SnapshotID) (*index.Index, error) {
 	path := m.layout.Index(id)
-	if x, err := index.Open(path); !ofNoUse(err) {
+	x, err := index.Open(path)
+	if !ofNoUse(err) {
 		return x, err
 	}
-	if _, err := m.SnapshotByID(ctx, id); err != nil {
+	if err := m.buildIndex(ctx, id, path); err != nil {
 		return nil, err
 	}
+	return index.Open(path)
+}
+
+// buildIndex builds an index, unless another process has done so meanwhile.
+func (m *Manager) buildIndex(ctx context.Context, id store.SnapshotID, path string) (err error) {
+	if _, err := m.SnapshotByID(ctx, id); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil { // a server may run for years
-		return nil, err
+		return err
 	}
 	lock := flock.New(path+".lock", flock.SetPermissions(0o600))
 	if _, err := lock.TryLockContext(ctx, lockRetry); err != nil {
-		return nil, fmt.Errorf("build the index of snapshot %s: %w", id, errors.Join(err, lock.Close()))
+		return fmt.Errorf("build the index of snapshot %s: %w", id, errors.Join(err, lock.Close()))
 	}
 	defer func() { err = errors.Join(err, os.Remove(lock.Path()), lock.Close()) }()
-	x, err = index.Open(path)
+	x, err := index.Open(path)
+	if err == nil {
+		return x.Close() // another process was quicker
+	}
 	if !ofNoUse(err) {
-		return x, err // another process was quicker
+		return err
 	}
 	if errors.Is(err, index.ErrCorrupt) {
 		m.log.WithError(err).Warn("it is built anew")
 	}
 	mount, err := m.MountSnapshot(ctx, id)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, mount.Unmount(context.WithoutCancel(ctx))) }()
 	if _, err := index.Build(ctx, mount.Path(), path, index.Options{}); err != nil {
-		return nil, fmt.Errorf("build the index of snapshot %s: %w", id, err)
+		return fmt.Errorf("build the index of snapshot %s: %w", id, err)
 	}
-	return index.Open(path)
+	return nil
 }
 
 // ofNoUse tells from the error of index.Open that an index has to be built.

@@ -1,7 +1,6 @@
 package transfer
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -22,16 +21,9 @@ type client struct {
 	end   func() error
 }
 
-// aliveEvery is how long nothing is said. It is well below idleLimit.
-const aliveEvery = 15 * time.Second
-
 // helloLimit is how long a receiver may take for its first words. Before them
 // ssh may ask for a password.
 const helloLimit = 5 * time.Minute
-
-// silence is when something is said, and for how long nothing need be heard.
-// The zero value stands for aliveEvery and idleLimit.
-type silence struct{ alive, idle time.Duration }
 
 // connect greets a receiver. rw is closed by close, when ctx ends, and when a
 // receiver that keeps the connection alive is silent.
@@ -56,10 +48,10 @@ func connect(ctx context.Context, rw io.ReadWriteCloser, mine hello, rate int64,
 	}
 	conn.limit = 0
 	if mine.can(keepsAlive) && cl.other.can(answersAlive) {
-		conn.limit = cmp.Or(quiet.idle, idleLimit)
+		conn.limit = quiet.idleLimit()
 	}
 	if cl.other.can(keepsAlive) {
-		keeper.Go(func() { cl.c.keepAlive(keeping, cmp.Or(quiet.alive, aliveEvery)) })
+		keeper.Go(func() { cl.c.keepAlive(keeping, quiet.aliveEvery()) })
 	}
 	return cl, nil
 }

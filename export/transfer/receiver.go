@@ -2,7 +2,6 @@ package transfer
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -31,14 +30,9 @@ type Receiver struct {
 	Program string             // for the other side: "sidus 1.2"
 	Log     logrus.FieldLogger // required
 
-	hello *hello        // what is said instead of the truth; for tests
-	idle  time.Duration // instead of idleLimit; for tests
-	alive time.Duration // instead of aliveEvery; for tests
+	hello *hello  // what is said instead of the truth; for tests
+	quiet silence // other than usual; for tests
 }
-
-// idleLimit is how long nothing may come of a sender or a receiver that keeps
-// the connection alive; any sender says what he wants within that time.
-const idleLimit = 2 * time.Minute
 
 // spaceCheck is how often the space that is left is looked at.
 const spaceCheck = 500 * time.Millisecond
@@ -47,17 +41,17 @@ const spaceCheck = 500 * time.Millisecond
 // that he is done, the connection is cut or ctx ends; rw is closed then. peer
 // names him in the log.
 func (r *Receiver) Serve(ctx context.Context, rw io.ReadWriteCloser, peer string) (err error) {
-	conn := &watched{ReadWriteCloser: rw, limit: cmp.Or(r.idle, idleLimit)}
+	conn := &watched{ReadWriteCloser: rw, limit: r.quiet.idleLimit()}
 	s := &receiving{Receiver: r, conn: conn, c: newWire(conn), log: r.Log.WithField("peer", peer)}
-	keeping, stopKeeping := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
-		stopKeeping()
+		cancel()
 		err = errors.Join(err, ignoreClosed(rw.Close()))
 		s.keeper.Wait()
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = rw.Close() })
 	defer stop()
-	if err = s.serve(ctx, keeping); err != nil && ctx.Err() != nil {
+	if err = s.serve(ctx); err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return err
@@ -83,8 +77,7 @@ type receiving struct {
 	keeper sync.WaitGroup // keeps the connection alive
 }
 
-// serve answers until the end. The connection is kept alive until keeping ends.
-func (s *receiving) serve(ctx, keeping context.Context) error {
+func (s *receiving) serve(ctx context.Context) error {
 	if err := s.c.greet(); err != nil {
 		return err
 	}
@@ -113,7 +106,7 @@ func (s *receiving) serve(ctx, keeping context.Context) error {
 		return err
 	}
 	if s.other.can(keepsAlive) && reply.can(answersAlive) {
-		s.keeper.Go(func() { s.c.keepAlive(keeping, cmp.Or(s.alive, aliveEvery)) })
+		s.keeper.Go(func() { s.c.keepAlive(ctx, s.quiet.aliveEvery()) })
 	}
 	for {
 		m, err := s.c.message()

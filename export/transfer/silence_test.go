@@ -26,7 +26,7 @@ func TestSilentSender(t *testing.T) {
 	ours, err := a.manager.Inventory(ctx)
 	must(t, err)
 	r := b.receiver()
-	r.idle = time.Second
+	r.quiet.idle = time.Second
 	connect, ended := dial(r, 0, nil)
 	cut, stop := context.WithCancel(ctx)
 	rw, err := connect(cut)
@@ -68,7 +68,7 @@ func TestSlowSender(t *testing.T) {
 			_, _, err = a.manager.Demote(t.Context())
 			must(t, err)
 			sender, r := b.sender(), a.receiver()
-			r.idle, sender.quiet.alive = time.Second, 100*time.Millisecond
+			r.quiet.idle, sender.quiet.alive = time.Second, 100*time.Millisecond
 			if old {
 				sender.hello = &hello{Min: minVersion, Max: maxVersion}
 			}
@@ -100,7 +100,7 @@ func (s slowStore) Receive(ctx context.Context, kind string, r io.Reader, snap, 
 func TestSilentReceiver(t *testing.T) {
 	a, b, _ := pair(t, true)
 	sender, r := a.sender(), b.receiver()
-	sender.quiet.idle, r.alive = time.Second, time.Hour
+	sender.quiet.idle, r.quiet.alive = time.Second, time.Hour
 	end := make(chan struct{})
 	r.Store = slowStore{nativeStore{b.memory}, func() { <-end }}
 	connect, ended := dial(r, 0, nil)
@@ -110,7 +110,7 @@ func TestSilentReceiver(t *testing.T) {
 	close(end)
 	_ = ended()
 
-	r.alive = 100 * time.Millisecond
+	r.quiet.alive = 100 * time.Millisecond
 	r.Store = slowStore{nativeStore{b.memory}, func() { time.Sleep(3 * time.Second) }}
 	connect, ended = dial(r, 0, nil)
 	_, err := sender.Replicate(t.Context(), connect)

@@ -3,6 +3,7 @@ package transfer
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -81,6 +82,16 @@ func (c *wire) write(p []byte) error {
 	}
 	return nil
 }
+
+// silence is what both sides keep to. The zero value stands for what is usual.
+type silence struct{ alive, idle time.Duration }
+
+// aliveEvery is after how long something is said. It is well below idleLimit.
+func (q silence) aliveEvery() time.Duration { return cmp.Or(q.alive, 15*time.Second) }
+
+// idleLimit is how long nothing may come of the other side, if it keeps the
+// connection alive; any sender says what he wants within that time.
+func (q silence) idleLimit() time.Duration { return cmp.Or(q.idle, 2*time.Minute) }
 
 // keepAlive writes something at least once in an interval, until ctx ends or the
 // connection does.
