@@ -150,9 +150,9 @@ func (o Options) lockFile(ctx context.Context) (unlock func(), err error) {
 	return func() { _ = lock.Unlock() }, nil
 }
 
-// Detach unmounts the loop file and frees its loop device. Nothing happens if
-// it is not mounted here, or if the store is a folder. ErrInUse if a process
-// has the store open.
+// Detach unmounts the loop file and frees its loop device. The disk beneath has
+// back what is free in the store then. Nothing happens if it is not mounted
+// here, or if the store is a folder. ErrInUse if a process has the store open.
 func Detach(ctx context.Context, o Options) error {
 	o, err := o.normal()
 	if err != nil || o.Path != "" {
@@ -177,6 +177,9 @@ func Detach(ctx context.Context, o Options) error {
 		return err
 	}
 	if mounted && slices.Contains(devices, source) {
+		if err := giveBack(root); err != nil {
+			o.Log.WithError(err).Debug("the disk beneath the store does not get back what is free in it")
+		}
 		if err := unix.Unmount(root, 0); err != nil {
 			if errors.Is(err, unix.EBUSY) {
 				return fmt.Errorf("%s: %w: a process has the store open, or works in it (fuser -vm %s names it)", o.File, store.ErrInUse, root)

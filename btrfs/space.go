@@ -3,6 +3,7 @@ package btrfs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,14 +49,41 @@ func (s *Store) usage() (u store.Usage, limit string, err error) {
 	return u, limit, nil
 }
 
-// refuseFull returns ErrNoSpace if there is no space to begin work.
+// refuseFull returns ErrNoSpace if there is no space to begin work. The disk
+// beneath a loop file is given back what it has not had yet.
 func (s *Store) refuseFull(_ context.Context, i item) error {
 	u, limit, err := s.usage()
+	if err == nil && u.Available <= 0 && s.opts.File != "" {
+		if err := giveBack(s.root); err != nil {
+			s.opts.Log.WithError(err).Debug("the disk beneath the store does not get back what is free in it")
+		}
+		u, limit, err = s.usage()
+	}
 	if err != nil {
 		return err
 	}
 	if u.Available <= 0 {
 		return fmt.Errorf("%v: %w: %s", i, store.ErrNoSpace, limit)
+	}
+	return nil
+}
+
+// giveBack makes holes in a loop file of what is free in its file system, which
+// is mounted at root. By itself the kernel takes minutes for that, and what it
+// has not done when the file system is unmounted, or the power fails, it never
+// does (discard=async in btrfs(5)).
+func giveBack(root string) error {
+	dir, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// What was freed is free for the device after the next commit.
+	if err := commit(dir); err != nil {
+		return err
+	}
+	if err := trim(dir); !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
 	}
 	return nil
 }

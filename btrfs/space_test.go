@@ -142,8 +142,12 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("got %v, and the guard says %v", err, cause)
 	}
 	// The guard counts what is on its way to the disk as taken; when it is
-	// written it may turn out to be less.
+	// written it may turn out to be less. And the disk gets back what was
+	// written twice.
 	for n := 0; ; n++ {
+		if err := s.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
 		u, err := s.Usage(ctx)
 		if err != nil || n > 50 {
 			t.Fatalf("the disk does not become full: %+v, %v", u, err)
@@ -192,5 +196,56 @@ func TestFullDisk(t *testing.T) {
 	}
 	if err := s.CreateVolume(ctx, store.NewVolumeID()); err != nil {
 		t.Errorf("after there is space again: %v", err)
+	}
+}
+
+// TestDiskGetsSpaceBack removes what filled the disk beneath a loop file. The
+// disk has it back before work is refused, and when the store is detached.
+func TestDiskGetsSpaceBack(t *testing.T) {
+	o := loopOptions(t)
+	b := opened(t, o)
+	s, ctx := b.Store.(*Store), t.Context()
+	v := store.NewVolumeID()
+	if err := s.CreateVolume(ctx, v); err != nil {
+		t.Fatal(err)
+	}
+	const size = 100 << 20
+	writeAndRemove := func() {
+		m, err := s.MountVolume(ctx, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		noise := filepath.Join(m.Path(), "noise")
+		write(t, noise, size)
+		if err := errors.Join(os.Remove(noise), m.Unmount(ctx)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken := func() int64 {
+		var st syscall.Stat_t
+		if err := syscall.Stat(o.File, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	empty := taken()
+
+	writeAndRemove()
+	free, err := backend.FreeOn(filepath.Dir(o.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.opts.DiskReserve = free + size/2 // half of what was removed must come back
+	if err := s.CreateVolume(ctx, store.NewVolumeID()); err != nil {
+		t.Errorf("what was removed does not count: %v", err)
+	}
+	s.opts.DiskReserve = 0
+
+	writeAndRemove()
+	if err := s.Detach(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if kept := taken() - empty; kept > size/4 {
+		t.Errorf("a loop file from which everything was removed keeps %d bytes", kept)
 	}
 }

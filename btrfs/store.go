@@ -371,7 +371,7 @@ func (s *Store) made(i item, path string) (time.Time, error) {
 }
 
 // Wait implements store.Waiter. The disk beneath a loop file has the space back
-// too: left to itself, the kernel takes minutes for that.
+// too.
 func (s *Store) Wait(ctx context.Context) error {
 	dir, err := os.Open(s.root)
 	if err != nil {
@@ -387,12 +387,5 @@ func (s *Store) Wait(ctx context.Context) error {
 	if s.opts.File == "" {
 		return nil
 	}
-	// What was freed is free for the device after the next commit.
-	if err := commit(dir); err != nil {
-		return classify(s.opts.place(), "commit", err)
-	}
-	if err := trim(dir); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return classify(s.opts.place(), "trim", err)
-	}
-	return nil
+	return classify(s.opts.place(), "give space back", giveBack(s.root))
 }
