@@ -48,28 +48,14 @@ func (l Level) validate() error {
 	return nil
 }
 
-// encoders are those of one worker. Of the default level's chunks one in three
-// is compressed fast: together they take the size that zstd -3 has, and less
-// time than it needs.
-func (l Level) encoders() (encoders [3]*zstd.Encoder, err error) {
+// newEncoder returns an encoder of chunks, nil if they are stored. Its window
+// holds a whole one.
+func (l Level) newEncoder() (*zstd.Encoder, error) {
 	if l == Stored {
-		return encoders, nil
+		return nil, nil
 	}
-	usual, err := newEncoder(zstd.EncoderLevelFromZstd(int(l)))
-	if err != nil {
-		return encoders, err
-	}
-	encoders = [3]*zstd.Encoder{usual, usual, usual}
-	if l == DefaultLevel {
-		encoders[2], err = newEncoder(zstd.SpeedFastest)
-	}
-	return encoders, err
-}
-
-// newEncoder returns an encoder of chunks. Its window holds a whole one.
-func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
 	encoder, err := zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(level),
+		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(int(l))),
 		zstd.WithEncoderConcurrency(1), // one encoder a core, each with chunks of its own
 		zstd.WithWindowSize(chunkSize),
 		zstd.WithLowerEncoderMem(true),          // the other half of its history would never be used

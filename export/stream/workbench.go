@@ -12,7 +12,7 @@ type workbench struct {
 	level    Level
 	workers  int
 	jobs     []*job
-	encoders [][3]*zstd.Encoder // of each worker
+	encoders []*zstd.Encoder // one a worker
 }
 
 // idle is the workbench of a writer that has ended, for the next one: whoever
@@ -38,11 +38,11 @@ func takeWorkbench(level Level, workers int) (*workbench, error) {
 		b.jobs = append(b.jobs, &job{done: make(chan struct{}, 1)})
 	}
 	for range workers {
-		encoders, err := level.encoders()
+		encoder, err := level.newEncoder()
 		if err != nil {
 			return nil, err
 		}
-		b.encoders = append(b.encoders, encoders)
+		b.encoders = append(b.encoders, encoder)
 	}
 	return b, nil
 }

@@ -53,7 +53,6 @@ type Writer struct {
 	todo     chan *job // to be compressed
 	ordered  chan *job // to be written, in order
 	current  *job      // being filled; nil if none is
-	sent     int       // chunks
 	workers  sync.WaitGroup
 	finished chan struct{} // the flusher has ended
 	stop     chan struct{} // closed when the flusher has failed or Abort was called
@@ -71,11 +70,10 @@ type Writer struct {
 
 // job is a chunk on its way.
 type job struct {
-	in    []byte // payload, up to chunkSize
-	out   []byte // the frame, and that of the record
-	sum   digest
-	index int           // in the stream, from 0
-	done  chan struct{} // has one element when out and sum are there
+	in   []byte // payload, up to chunkSize
+	out  []byte // the frame, and that of the record
+	sum  digest
+	done chan struct{} // has one element when out and sum are there
 }
 
 // NewWriter begins a stream with its manifest. Close must be called, or Abort.
@@ -112,8 +110,8 @@ func NewWriter(w io.Writer, m Manifest, o WriterOptions) (*Writer, error) {
 	if err := s.put(appendSkippable(nil, record)); err != nil {
 		return nil, err
 	}
-	for _, own := range bench.encoders {
-		s.workers.Go(func() { s.compress(own) })
+	for _, encoder := range bench.encoders {
+		s.workers.Go(func() { s.compress(encoder) })
 	}
 	go s.flush()
 	return s, nil
@@ -125,7 +123,7 @@ func (s *Writer) put(p []byte) error {
 	return err
 }
 
-func (s *Writer) compress(encoders [3]*zstd.Encoder) {
+func (s *Writer) compress(encoder *zstd.Encoder) {
 	for j := range s.todo {
 		if j.out == nil {
 			j.out = make([]byte, 0, maxEncoded)
@@ -133,7 +131,7 @@ func (s *Writer) compress(encoders [3]*zstd.Encoder) {
 		if s.level == Stored {
 			j.out = appendStored(j.out[:0], j.in)
 		} else {
-			j.out = encoders[j.index%len(encoders)].EncodeAll(j.in, j.out[:0])
+			j.out = encoder.EncodeAll(j.in, j.out[:0])
 		}
 		j.sum = sha256.Sum256(j.out)
 		j.done <- struct{}{}
@@ -209,8 +207,6 @@ func (s *Writer) filled(n int) {
 func (s *Writer) send() {
 	j := s.current
 	s.current = nil
-	j.index = s.sent
-	s.sent++
 	s.ordered <- j
 	s.todo <- j
 }

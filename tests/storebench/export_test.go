@@ -99,7 +99,7 @@ func BenchmarkExport(b *testing.B) {
 			b.ReportMetric(ours.wall.Seconds()*1e3, "ms-ours")
 			b.ReportMetric(theirs.wall.Seconds()*1e3, "ms-theirs")
 			if sizes > sizeLimit {
-				b.Errorf("the stream is %.4f times as large as the pipeline's, more than %v", sizes, sizeLimit)
+				b.Errorf("the stream is %.4f times as large as the pipeline's, more than %v (and made %.2f times as fast)", sizes, sizeLimit, theirs.wall.Seconds()/ours.wall.Seconds())
 			}
 			if limit := memoryLimit * int64(runtime.NumCPU()); peak > limit {
 				b.Errorf("%d MB of memory were used, more than %d", peak/1e6, limit/1e6)
