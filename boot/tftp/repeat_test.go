@@ -119,12 +119,70 @@ func TestRepeats(t *testing.T) {
 	r.forget(a, fourth)
 	check("a repeat while the old transfer ends", a, false)
 	r.answered(fifth, now)
-	now = now.Add(2 * lateRepeat)
+	now = now.Add(earlyRepeat)
+	check("a repeat of a client that has not heard the answer for long", a, false)
+	sixth := check("what it asks for when it has", asked{client(1), "d"}, true)
+	r.answered(sixth, now)
+	fifth.ended = now
+	now = now.Add(lateRepeat)
+	check("a repeat that is read after what was asked later", a, false)
+	now = now.Add(1)
+	check("the same once more, after something else", a, true)
+	now = now.Add(earlyRepeat + 1)
 	r.forget(asked{client(2), "a"}, port)
 	r.forget(asked{client(1), "b"}, file)
+	r.forget(a, r.known[a])
 	check("after a while", asked{client(3), "c"}, true)
-	if len(r.known) != 1 {
-		t.Errorf("it still knows %v", r.known)
+	if len(r.known) != 1 || len(r.latest) != 1 {
+		t.Errorf("it still knows %v and %v", r.known, r.latest)
+	}
+}
+
+// TestHeardLate: a machine that stood still while the answer came asks once
+// more. When it then asks for something else, it hears of nothing but that.
+func TestHeardLate(t *testing.T) {
+	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, newMachine(), func(*Server) {})}
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ask := func(name string) {
+		t.Helper()
+		if _, err := conn.WriteTo([]byte("\x00\x01"+name+"\x00octet\x00"), server); err != nil {
+			t.Fatal(err)
+		}
+	}
+	packet := make([]byte, 600)
+	read := func(limit time.Duration) (opcode byte) {
+		t.Helper()
+		_ = conn.SetReadDeadline(time.Now().Add(limit))
+		if _, _, err := conn.ReadFrom(packet); errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return packet[1]
+	}
+	const (
+		data    = 3
+		failure = 5
+		byUUID  = "pxelinux.cfg/564d0a1b-5c4e-4f0e-9a3b-0123456789ab"
+	)
+	ask(byUUID)
+	if got := read(10 * time.Second); got != failure {
+		t.Fatalf("a file that is not there is answered with opcode %d", got)
+	}
+	time.Sleep(lateRepeat + 500*time.Millisecond)
+	ask(byUUID)
+	ask("boot/" + snapshot + "/kernel")
+	if got := read(10 * time.Second); got != data {
+		t.Errorf("the next file is answered with opcode %d", got)
+	}
+	for limit := time.Now().Add(500 * time.Millisecond); time.Now().Before(limit); {
+		if got := read(100 * time.Millisecond); got != data && got != 0 {
+			t.Errorf("behind the next file comes opcode %d", got)
+		}
 	}
 }
 
