@@ -42,7 +42,7 @@ type Server struct {
 	// sent again; 0 means 1 s.
 	Timeout time.Duration
 	// Retries is how often a block is sent again before a transfer is given up
-	// and the client told so; 0 means 14, which takes two minutes (see pause). A
+	// and the client told so; 0 means usualRetries, which takes two minutes (see pause). A
 	// client may hear nothing for long: the port of a switch that waits for its
 	// spanning tree (30 s), a virtual machine that is paused. PXELINUX, which then
 	// finds an error where it waits for its configuration, boots nothing for
@@ -75,7 +75,7 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	server := pin.NewServer(h.read, nil)
 	timeout := or(s.Timeout, time.Second)
 	server.SetTimeout(timeout)
-	server.SetRetries(or(s.Retries, 14))
+	server.SetRetries(or(s.Retries, usualRetries))
 	server.SetBackoff(func(attempt int) time.Duration { return pause(attempt, timeout) })
 	server.SetBlockSizeNegotiation(!s.NoMTU)
 	server.SetHook(hook{h})
@@ -106,15 +106,19 @@ func (s *Server) Serve(ctx context.Context, conn net.PacketConn) error {
 	return nil
 }
 
+// usualRetries make two minutes with pause and a timeout of a second.
+const usualRetries = 44
+
 // pause is for how long a transfer waits, after the timeout, before it sends a
-// block again: not at all at first, when packets may have been lost, then ever
-// longer, up to 30 timeouts. Who was started again meanwhile hears few packets
-// that he did not ask for.
+// block again: not at all at first, when packets may have been lost, then for
+// two timeouts. Who was started again meanwhile hears few packets that he did
+// not ask for. It is no longer since nothing is heard in a pause: a machine that
+// goes on would give up, and boot nothing for five minutes.
 func pause(attempt int, timeout time.Duration) time.Duration {
 	if attempt < 8 {
 		return 0
 	}
-	return time.Duration(min(4<<min(attempt-8, 8), 30)) * timeout
+	return 2 * timeout
 }
 
 func (s *Server) handler(ctx context.Context) *handler {

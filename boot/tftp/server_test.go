@@ -439,6 +439,23 @@ func TestPausedClient(t *testing.T) {
 	}
 }
 
+// TestPause: a client is waited for for two minutes, and is never left without
+// a hearing for as long as PXELINUX waits.
+func TestPause(t *testing.T) {
+	timeout := time.Second
+	whole := timeout
+	for attempt := range usualRetries {
+		deaf := pause(attempt, timeout)
+		if deaf > 3*time.Second {
+			t.Errorf("nothing is heard for %v before retry %d", deaf, attempt+1)
+		}
+		whole += deaf + timeout
+	}
+	if whole < 110*time.Second || whole > 130*time.Second {
+		t.Errorf("a client is waited for for %v", whole)
+	}
+}
+
 func TestGarbage(t *testing.T) {
 	m := newMachine()
 	port := serve(t, m, nil)
