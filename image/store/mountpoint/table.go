@@ -203,7 +203,7 @@ func (t *Table) takeAway(name string) error {
 		return t.gone(name)
 	}
 	for mounted {
-		if err := t.unmount(folder); err != nil {
+		if err := t.unmountSoon(folder); err != nil {
 			if errors.Is(err, unix.EBUSY) {
 				return fmt.Errorf("%s: %w: something in it is still open or mounted (fuser -vm %s says what): %w", folder, store.ErrInUse, folder, err)
 			}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -224,6 +225,18 @@ func TestProgramBeingStarted(t *testing.T) {
 	if held, err = table.Hold("a", tmpfs); err != nil {
 		t.Fatal(err)
 	}
+	inside, err := os.Create(filepath.Join(held.Path(), "open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inChild, err = unix.Dup(int(inside.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := inside.Close(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = unix.Close(inChild) })
 	if err := held.Release(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package mountpoint
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -14,6 +15,20 @@ import (
 // progress is what this machine writes back within a Table's Limit, in bytes, if
 // an unmount does not hang but writes what there is to write.
 const progress = 64 << 20
+
+// moment is how long a program that is being started may have open what this
+// process has closed: between fork(2) and execve(2), on a busy machine.
+const moment = time.Second
+
+// unmountSoon is unmount, again and again for a moment while something in the
+// folder is open.
+func (t *Table) unmountSoon(folder string) error {
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if err := t.unmount(folder); !errors.Is(err, unix.EBUSY) || time.Since(begun) > moment {
+			return err
+		}
+	}
+}
 
 // unmount is umount(2). One that hangs, since the disk beneath does not answer, is
 // given up: the kernel ends it when the disk is back.
