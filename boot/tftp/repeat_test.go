@@ -9,23 +9,30 @@ import (
 	"time"
 )
 
-// TestRepeatedRequest: a client that asks again and again, because the server
-// is slow, is answered once.
-func TestRepeatedRequest(t *testing.T) {
-	m := newMachine()
-	m.gate = make(chan struct{})
-	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, m, func(s *Server) { s.Retries = 3 })}
+// askFromOnePort starts a server. What ask asks it for by name is answered on
+// conn, in blocks of 512 bytes.
+func askFromOnePort(t *testing.T, m *machine, change func(*Server)) (conn net.PacketConn, ask func(name string)) {
+	t.Helper()
+	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, m, change)}
 	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	ask := func(name string) {
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn, func(name string) {
 		t.Helper()
 		if _, err := conn.WriteTo([]byte("\x00\x01"+name+"\x00octet\x00"), server); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestRepeatedRequest: a client that asks again and again, because the server
+// is slow, is answered once.
+func TestRepeatedRequest(t *testing.T) {
+	m := newMachine()
+	m.gate = make(chan struct{})
+	conn, ask := askFromOnePort(t, m, func(s *Server) { s.Retries = 3 })
 	for range 5 {
 		ask("boot/" + snapshot + "/initrd")
 	}
@@ -141,18 +148,7 @@ func TestRepeats(t *testing.T) {
 // TestHeardLate: a machine that stood still while the answer came asks once
 // more. When it then asks for something else, it hears of nothing but that.
 func TestHeardLate(t *testing.T) {
-	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, newMachine(), func(*Server) {})}
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	ask := func(name string) {
-		t.Helper()
-		if _, err := conn.WriteTo([]byte("\x00\x01"+name+"\x00octet\x00"), server); err != nil {
-			t.Fatal(err)
-		}
-	}
+	conn, ask := askFromOnePort(t, newMachine(), func(*Server) {})
 	packet := make([]byte, 600)
 	read := func(limit time.Duration) (opcode byte) {
 		t.Helper()
@@ -190,18 +186,8 @@ func TestHeardLate(t *testing.T) {
 // it again, from the same port, has it. A repeat that is read late, when the
 // client has taken some blocks, is not answered.
 func TestStartedAgain(t *testing.T) {
-	server := &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: serve(t, newMachine(), func(s *Server) { s.Retries = 100 })}
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	ask := func() {
-		t.Helper()
-		if _, err := conn.WriteTo([]byte("\x00\x01boot/"+snapshot+"/kernel\x00octet\x00"), server); err != nil {
-			t.Fatal(err)
-		}
-	}
+	conn, askFor := askFromOnePort(t, newMachine(), func(s *Server) { s.Retries = 100 })
+	ask := func() { t.Helper(); askFor("boot/" + snapshot + "/kernel") }
 	// read returns the number of a data block and where it comes from, 0 if none
 	// comes in time.
 	read := func(limit time.Duration) (block byte, from string) {
