@@ -42,11 +42,11 @@ type Server struct {
 	// sent again; 0 means 1 s.
 	Timeout time.Duration
 	// Retries is how often a block is sent again before a transfer is given up
-	// and the client told so; 0 means usualRetries, which takes two minutes (see pause). A
-	// client may hear nothing for long: the port of a switch that waits for its
-	// spanning tree (30 s), a virtual machine that is paused. PXELINUX, which then
-	// finds an error where it waits for its configuration, boots nothing for
-	// five minutes.
+	// and the client told so; 0 means usualRetries, which takes two minutes (see
+	// pause). A client may hear nothing for long: the port of a switch that waits
+	// for its spanning tree (30 s), a virtual machine that is paused. PXELINUX,
+	// which then finds an error where it waits for its configuration, boots nothing
+	// for five minutes.
 	Retries int
 	// NoMTU lets a client choose blocks that are larger than what fits into a
 	// packet of the interface.
