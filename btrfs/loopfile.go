@@ -177,9 +177,7 @@ func Detach(ctx context.Context, o Options) error {
 		return err
 	}
 	if mounted && slices.Contains(devices, source) {
-		if err := giveBack(root); err != nil {
-			o.Log.WithError(err).Debug("the disk beneath the store does not get back what is free in it")
-		}
+		o.tryGiveBack(root)
 		if err := unix.Unmount(root, 0); err != nil {
 			if errors.Is(err, unix.EBUSY) {
 				return fmt.Errorf("%s: %w: a process has the store open, or works in it (fuser -vm %s names it)", o.File, store.ErrInUse, root)

@@ -54,9 +54,7 @@ func (s *Store) usage() (u store.Usage, limit string, err error) {
 func (s *Store) refuseFull(_ context.Context, i item) error {
 	u, limit, err := s.usage()
 	if err == nil && u.Available <= 0 && s.opts.File != "" {
-		if err := giveBack(s.root); err != nil {
-			s.opts.Log.WithError(err).Debug("the disk beneath the store does not get back what is free in it")
-		}
+		s.opts.tryGiveBack(s.root)
 		u, limit, err = s.usage()
 	}
 	if err != nil {
@@ -66,6 +64,13 @@ func (s *Store) refuseFull(_ context.Context, i item) error {
 		return fmt.Errorf("%v: %w: %s", i, store.ErrNoSpace, limit)
 	}
 	return nil
+}
+
+// tryGiveBack is giveBack where it helps and is not needed.
+func (o Options) tryGiveBack(root string) {
+	if err := giveBack(root); err != nil {
+		o.Log.WithError(err).Debug("the disk beneath the store does not get back what is free in it")
+	}
 }
 
 // giveBack makes holes in a loop file of what is free in its file system, which

@@ -125,7 +125,7 @@ func TestBoot(t *testing.T) {
 	}
 	// The root is mounted, but hardly anything of it has been read.
 	if err := s.traffic.Wait(ctx, func(n map[lab.Protocol]lab.Count) bool { return n[lab.NFS].Bytes > 4<<20 }); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\nThe console:\n%s", err, m.Console)
 	}
 	t.Logf("the root is read after %.1f s; the NFS server goes", time.Since(start).Seconds())
 	if err := nfs.Kill(); err != nil {

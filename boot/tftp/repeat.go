@@ -10,7 +10,8 @@ import (
 const (
 	// earlyRepeat is how long a client may send a request again that it has no
 	// answer to: after the first packet of a file, and after the last of an answer
-	// if it has asked for nothing else since. PXELINUX asks for seven seconds.
+	// if it has asked for nothing else since. PXELINUX asks for two minutes, more
+	// and more seldom (TimeoutTable in its core/fs/pxe/tftp.c).
 	// Firmware that is started again in that time, and comes to the same file, asks
 	// until this is over.
 	earlyRepeat = 4 * time.Second

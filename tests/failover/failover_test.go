@@ -154,7 +154,7 @@ func TestFailOver(t *testing.T) {
 			}
 		}
 	})
-	waitFor(ctx, t, "the first server serves", time.Minute, func() bool { return strings.Contains(first.log(), "dhcp: answering") })
+	waitFor(ctx, t, "the first server serves", time.Minute, first.serves)
 	done("the first server serves")
 	m := boot(ctx, t, site)
 	done("the machine is up")
@@ -170,7 +170,7 @@ func TestFailOver(t *testing.T) {
 	time.Sleep(2 * time.Second)
 	first.cut()
 	done("the first server is dead")
-	waitFor(ctx, t, "the second server serves", time.Minute, func() bool { return strings.Contains(second.log(), "dhcp: answering") })
+	waitFor(ctx, t, "the second server serves", time.Minute, second.serves)
 	done("the second server serves")
 	m.goesOn(ctx, t, want, 2)
 	done("the machine has read on, and once more from the second server alone")

@@ -90,7 +90,7 @@ func move(ctx context.Context, t *testing.T, root string, site *lab.Lab, old *se
 			t.Logf("%s# %s\n%s", b.on, names.Replace(line), strings.TrimSpace(out))
 		}
 	}
-	waitFor(ctx, t, "the new server serves", time.Minute, func() bool { return strings.Contains(new.log(), "dhcp: answering") })
+	waitFor(ctx, t, "the new server serves", time.Minute, new.serves)
 	m.goesOn(ctx, t, want, 1)
 	m.alive(ctx, t)
 	new.must("check")

@@ -186,6 +186,9 @@ func (s *server) cut() {
 	s.net = nil
 }
 
+// serves tells whether it answers machines.
+func (s *server) serves() bool { return strings.Contains(s.log(), "dhcp: answering") }
+
 // log is what the server said while it served.
 func (s *server) log() string {
 	text, _ := os.ReadFile(filepath.Join(s.prefix, "serve.log"))
