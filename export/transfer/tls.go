@@ -21,6 +21,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,8 +186,8 @@ func DialTLS(a Address, token Token) Dial {
 	}
 }
 
-// authTime is how long a sender may take to show his token, and maxWaiting how
-// many may be about to do so.
+// authTime is how long a sender may take to show his token. Of more than
+// maxWaiting who are about to do so, who has waited longest has to go.
 const (
 	authTime   = 15 * time.Second
 	maxWaiting = 32
@@ -203,7 +204,7 @@ func (r *Receiver) Listen(ctx context.Context, l net.Listener, identity *Identit
 	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{identity.certificate}}
 	var all sync.WaitGroup
 	defer all.Wait()
-	waiting := make(chan struct{}, maxWaiting)
+	var waiting lobby
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -217,17 +218,12 @@ func (r *Receiver) Listen(ctx context.Context, l net.Listener, identity *Identit
 			}
 			return err
 		}
-		select {
-		case waiting <- struct{}{}:
-		default:
-			_ = conn.Close()
-			continue
-		}
+		waiting.enter(conn)
 		all.Go(func() {
 			peer := conn.RemoteAddr().String()
 			secure := tls.Server(conn, config)
 			err := r.authenticate(secure, identity)
-			<-waiting
+			waiting.leave(conn)
 			if err == nil {
 				err = r.Serve(ctx, secure, peer)
 			} else {
@@ -238,6 +234,32 @@ func (r *Receiver) Listen(ctx context.Context, l net.Listener, identity *Identit
 			}
 		})
 	}
+}
+
+// lobby is where connections wait that have shown no token yet. An honest sender
+// is there for two round trips: when it is full it is full of others, and he is
+// not the one who has waited longest.
+type lobby struct {
+	mu    sync.Mutex
+	conns []net.Conn // the oldest first
+}
+
+// enter lets conn in, and closes the oldest if there is no room.
+func (l *lobby) enter(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.conns) == maxWaiting {
+		_ = l.conns[0].Close()
+		l.conns = l.conns[1:]
+	}
+	l.conns = append(l.conns, conn)
+}
+
+// leave lets conn out. It may have been closed to make room.
+func (l *lobby) leave(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns = slices.DeleteFunc(l.conns, func(c net.Conn) bool { return c == conn })
 }
 
 // authenticate reads the secret of a sender.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"sidus/image"
 	"sidus/image/store"
@@ -88,6 +89,25 @@ func TestStrangers(t *testing.T) {
 	connect := DialTLS(address, identity.Token())
 	_, err = a.sender().Send(t.Context(), connect, list[0], nil, "")
 	must(t, err)
+}
+
+// TestSilentStrangers: those who say nothing do not keep others out.
+func TestSilentStrangers(t *testing.T) {
+	a, b, list := pair(t, true)
+	identity, err := LoadIdentity(b.layout, false)
+	must(t, err)
+	address := listen(t, b, identity)
+	for range maxWaiting + 8 {
+		conn, err := net.Dial("tcp", net.JoinHostPort(address.Host, fmt.Sprint(address.Port)))
+		must(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	begun := time.Now()
+	_, err = a.sender().Send(t.Context(), DialTLS(address, identity.Token()), list[0], nil, "")
+	must(t, err)
+	if took := time.Since(begun); took > authTime/2 {
+		t.Errorf("it took %v", took)
+	}
 }
 
 func TestParseAddress(t *testing.T) {
