@@ -20,6 +20,12 @@ const (
 	PortName       = "sidus.lab"
 )
 
+// OutputPort is the device in the machine of [Run] that takes a suite's Output.
+const (
+	OutputPort = "/dev/virtio-ports/" + outputName
+	outputName = "sidus.output"
+)
+
 // AccelEnv is the environment variable with QEMU's accelerator, where it is
 // known to work: "kvm". Without it the machine is emulated.
 const AccelEnv = "SIDUS_TEST_ACCEL"
@@ -52,8 +58,9 @@ func processor() string {
 	return "Nehalem"
 }
 
-// boot runs a machine until it is off; out gets what comes out of its port.
-func boot(ctx context.Context, disk *Disk, data, work string, out io.Writer) error {
+// boot runs a machine until it is off; out gets what comes out of its port, and
+// the file output what is written to its OutputPort.
+func boot(ctx context.Context, disk *Disk, data, work, output string, out io.Writer) error {
 	accel := os.Getenv(AccelEnv)
 	if accel == "" {
 		accel = "tcg,thread=multi"
@@ -65,9 +72,10 @@ func boot(ctx context.Context, disk *Disk, data, work string, out io.Writer) err
 		"-chardev", "file,id=console,path=" + filepath.Join(work, "console"), "-serial", "chardev:console",
 		// Not "stdio": with its standard input at the end, QEMU takes the port for
 		// disconnected, and the guest's writes block.
-		"-chardev", "file,id=port,path=/proc/self/fd/1",
+		"-chardev", "file,id=port,path=/proc/self/fd/1", "-chardev", "file,id=output,path=" + strings.ReplaceAll(output, ",", ",,"),
 		"-append", RunCommandLine + " panic=-1",
 	}, disk.QEMUArgs(data, "port")...)
+	args = append(args, "-device", "virtserialport,chardev=output,name="+outputName)
 	cmd := exec.Command("qemu-system-x86_64", args...)
 	// Without TMPDIR the temporary files would outlive a QEMU that is killed.
 	cmd.Env = append(os.Environ(), "TMPDIR="+work)

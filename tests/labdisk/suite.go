@@ -32,6 +32,10 @@ type Suite struct {
 	Files []string
 	// Setup is a shell command that runs before, as root; empty means none.
 	Setup string
+	// Output is a file of this machine that gets what the suite writes to
+	// OutputPort: what it made, and others are to look at. Empty means none; one
+	// suite of a machine may have one.
+	Output string
 	// Timeout is how long it may run; 0 means 30 minutes.
 	Timeout time.Duration
 }
@@ -90,7 +94,7 @@ func Run(t *testing.T, suites ...Suite) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the machine was still running after %v", limit))
 	defer cancel()
 	r := reader{progress: progress{t}}
-	err = boot(ctx, disk, data, work, &r)
+	err = boot(ctx, disk, data, work, output(suites), &r)
 	r.report(t, suites)
 	if err == nil && r.status != "0" {
 		err = fmt.Errorf("exit status %q", r.status)
@@ -107,6 +111,16 @@ func Run(t *testing.T, suites ...Suite) {
 			t.Logf("%s will run again next time: %v", suites[n].Package, err)
 		}
 	}
+}
+
+// output is the file that gets what suites write to OutputPort.
+func output(suites []Suite) string {
+	for _, s := range suites {
+		if s.Output != "" {
+			return s.Output
+		}
+	}
+	return os.DevNull
 }
 
 // progress shows what makes the disk, and each test that ends in the machine.
@@ -131,7 +145,7 @@ func prepare(t *testing.T, folder string, all []Suite) (suites []Suite, notes []
 		if err != nil {
 			t.Fatal(err)
 		}
-		if when, ok := passed(note); ok {
+		if when, ok := passed(note); ok && s.Output == "" {
 			t.Run(s.Package, func(t *testing.T) {
 				t.Logf("UNCHANGED since it passed at %s; %s=1 runs it again", when.Format(time.DateTime), FreshEnv)
 			})
