@@ -71,7 +71,7 @@ lab-test: lab ## in that machine: all tests of ZFS and LVM, the systemd unit, th
 	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 120m -v ./tests/labdisk/...
 	SIDUS_LAB_TESTS=1 go test -count=1 -p 1 -timeout 60m -v -run 'TestKernel|TestUnit' ./export/knfsd ./cmd/sidus ./tests/service
 
-long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, live updates, every step of kill -9 (two hours)
+long: test-deps build ## tests that take long: real builds cold and warm, machines on foreign servers, live updates, every step of kill -9 (three hours)
 	SIDUS_LONG_TESTS=1 SIDUS_VM_TESTS=1 go test -count=1 -timeout 4h ./image/build ./boot/initramfs ./tests/liveupdate ./tests/commands ./btrfs
 
 check: fmt vet lint vuln ## formatting and static checks
