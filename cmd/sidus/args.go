@@ -12,12 +12,17 @@ import (
 
 // arrange puts a command line into the order that urfave/cli v2 understands:
 // command, options, `--`, arguments. Users may write options before or after
-// the arguments; `--` ends them.
+// the arguments; `--` ends them. Who asks for help gets it, whatever else he
+// has written; `sidus help COMMAND` is `sidus COMMAND --help`.
 func arrange(app *cli.App, args []string) ([]string, error) {
 	if len(args) == 0 {
 		return args, nil
 	}
+	if len(args) > 1 && args[1] == "help" {
+		args = append(append([]string{args[0]}, args[2:]...), "--help")
+	}
 	var path, options, operands []string
+	help := false
 	commands, flags := app.Commands, append([]cli.Flag{}, app.Flags...)
 	flags = append(flags, cli.HelpFlag, cli.VersionFlag)
 	var leaf, parent *cli.Command
@@ -55,6 +60,7 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 		default:
 			options = append(options, word)
 			flag := findFlag(flags, word)
+			help = help || flag == cli.HelpFlag
 			if flag == nil || strings.Contains(word, "=") || isBool(flag) {
 				continue // an unknown option is reported by the parser
 			}
@@ -75,6 +81,9 @@ func arrange(app *cli.App, args []string) ([]string, error) {
 			return nil, unknownCommand(level, path, operands[0])
 		}
 		ordered = append(append(ordered, "--"), operands...)
+	}
+	if help {
+		return append(append([]string{args[0]}, path...), "--help"), nil
 	}
 	return ordered, nil
 }

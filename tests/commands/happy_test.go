@@ -379,6 +379,19 @@ func TestHelp(t *testing.T) {
 	if tested < 60 {
 		t.Errorf("the help of %d commands was found", tested/2)
 	}
+	// However it is asked for.
+	want := s.ok("replicate", "add", "--help")
+	for _, args := range [][]string{{"replicate", "add", "second", "ssh://second", "--help"}, {"replicate", "-h", "add", "--nonsense"}, {"help", "replicate", "add"}} {
+		if got := s.ok(args...); got != want {
+			t.Errorf("sidus %s prints\n%s", strings.Join(args, " "), got)
+		}
+	}
+	if got := s.ok("help"); got != listed {
+		t.Errorf("sidus help prints\n%s", got)
+	}
+	if r := s.run("help", "replikate"); r.status != 2 || !strings.Contains(r.stderr, `did you mean "replicate"`) {
+		t.Errorf("help of what there is not: %+v", r)
+	}
 	if _, err := os.Stat(s.dir); err == nil {
 		t.Error("--help has made the state folder")
 	}
