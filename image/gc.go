@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
+
 	"sidus/image/catalog"
 	"sidus/image/store"
 )
@@ -214,7 +216,7 @@ func (m *Manager) deleteCollected(tx *sql.Tx, plan GCPlan, lost map[store.Snapsh
 		for i, s := range of {
 			refs[i] = "@" + fmt.Sprint(s.Number)
 		}
-		if err := m.record(tx, "gc", of[0].TreeID, "collected %d snapshots of %s: %s", len(of), of[0].Tree, strings.Join(refs, " ")); err != nil {
+		if err := m.record(tx, "gc", of[0].TreeID, "collected %s of %s: %s", english.Plural(len(of), "snapshot", ""), of[0].Tree, strings.Join(refs, " ")); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
+
 	"sidus/image/catalog"
 	"sidus/image/store"
 )
@@ -141,7 +143,7 @@ func (m *Manager) DeleteTree(ctx context.Context, tree string, wait bool) error 
 				if _, err := tx.Exec(`UPDATE tree SET deleted = ? WHERE id = ?`, catalog.Millis(time.Now()), t.ID); err != nil {
 					return err
 				}
-				return m.record(tx, "delete", t.ID, "deleted the tree %s with %d snapshots", t.Name, len(ids))
+				return m.record(tx, "delete", t.ID, "deleted the tree %s with %s", t.Name, english.Plural(len(ids), "snapshot", ""))
 			},
 		}); err != nil {
 			return err

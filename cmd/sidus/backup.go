@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
@@ -78,6 +79,6 @@ func writeBackup(ctx context.Context, c *cli.Context, path string) (err error) {
 		fmt.Fprintf(os.Stderr, "warning: there is no site key in %s\n", layout.Dir)
 	}
 	return print(c, map[string]any{"file": path, "bytes": info.Size(), "manifest": m}, func(w io.Writer) {
-		fmt.Fprintf(w, "wrote %s: %d files of %s, %s; keep it where only you can read it\n", path, len(m.Files), layout.Dir, humanize.IBytes(uint64(info.Size())))
+		fmt.Fprintf(w, "wrote %s: %s of %s, %s; keep it where only you can read it\n", path, english.Plural(len(m.Files), "file", ""), layout.Dir, humanize.IBytes(uint64(info.Size())))
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
@@ -48,7 +49,7 @@ func checkCommand() *cli.Command {
 				}
 				discard := c.Bool("discard-unknown") && unknown > 0
 				if discard {
-					if err := confirm(c, fmt.Sprintf("destroy %d volumes and snapshots that the catalog does not know, for ever", unknown)); err != nil {
+					if err := confirm(c, fmt.Sprintf("destroy %s that the catalog does not know, for ever", english.Plural(unknown, "volume or snapshot", "volumes and snapshots"))); err != nil {
 						return err
 					}
 				}

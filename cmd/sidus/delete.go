@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/urfave/cli/v2"
 )
 
@@ -34,7 +35,7 @@ func deleteCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := confirm(c, fmt.Sprintf("delete the tree %s with its head and %d snapshots", tree.Name, len(snapshots))); err != nil {
+			if err := confirm(c, fmt.Sprintf("delete the tree %s with its head and %s", tree.Name, english.Plural(len(snapshots), "snapshot", ""))); err != nil {
 				return err
 			}
 			if err := s.manager.DeleteTree(ctx, tree.Name, c.Bool("wait")); err != nil {

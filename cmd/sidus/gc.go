@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
@@ -146,7 +147,7 @@ func printPlan(w io.Writer, plan image.GCPlan, all bool) {
 	}
 	printRemnants(w, plan.Remnants, "is removed")
 	if plan.Sessions > 0 {
-		fmt.Fprintf(w, "%d records of old boots go\n", plan.Sessions)
+		fmt.Fprintf(w, "%s\n", english.Plural(plan.Sessions, "record of an old boot goes", "records of old boots go"))
 	}
 	for _, kind := range []image.PruneKind{image.PruneIndex, image.PruneLog, image.PrunePackage} {
 		n, bytes := 0, int64(0)
@@ -195,12 +196,13 @@ func printCollected(w io.Writer, r image.GCReport) {
 		fmt.Fprintf(w, "%s is deleted, and still takes space%s; the next gc tries again\n", left.What, why)
 	}
 	printRemnants(w, r.Remnants, "could not be removed")
-	fmt.Fprintf(w, "%d snapshots deleted, %d volumes and snapshots destroyed in the store", len(r.Collected), len(r.Freed))
+	fmt.Fprintf(w, "%s deleted, %s destroyed in the store",
+		english.Plural(len(r.Collected), "snapshot", ""), english.Plural(len(r.Freed), "volume or snapshot", "volumes and snapshots"))
 	if r.Files > 0 {
-		fmt.Fprintf(w, ", %d files removed (%s)", r.Files, humanize.IBytes(uint64(r.Bytes)))
+		fmt.Fprintf(w, ", %s removed (%s)", english.Plural(r.Files, "file", ""), humanize.IBytes(uint64(r.Bytes)))
 	}
 	if r.Sessions > 0 {
-		fmt.Fprintf(w, ", %d old boots forgotten", r.Sessions)
+		fmt.Fprintf(w, ", %s forgotten", english.Plural(r.Sessions, "old boot", ""))
 	}
 	fmt.Fprintln(w)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image/store"
@@ -64,7 +65,7 @@ func holdsRelease() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return print(c, map[string]any{"released": n}, func(w io.Writer) { fmt.Fprintf(w, "released %d snapshots\n", n) })
+			return print(c, map[string]any{"released": n}, func(w io.Writer) { fmt.Fprintf(w, "released %s\n", english.Plural(n, "snapshot", "")) })
 		}),
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/urfave/cli/v2"
 
 	"sidus/image"
@@ -64,7 +65,7 @@ type readiness struct {
 
 func (r *readiness) text(w io.Writer) {
 	if r.Ready {
-		fmt.Fprintf(w, "ready: %s, %d channels\n", r.Role, r.Channels)
+		fmt.Fprintf(w, "ready: %s, %s\n", r.Role, english.Plural(r.Channels, "channel", ""))
 	}
 	for _, warning := range r.Warnings {
 		fmt.Fprintf(w, "cannot serve %s\n", warning)

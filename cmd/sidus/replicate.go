@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
@@ -185,7 +186,7 @@ func runReplicate(ctx context.Context, c *cli.Context, s *site) error {
 }
 
 func summaryOf(r transfer.Report) string {
-	text := fmt.Sprintf("%d snapshots, %s in %s", len(r.Snapshots), humanize.IBytes(uint64(r.Bytes)), time.Duration(r.Seconds*float64(time.Second)).Round(10*time.Millisecond))
+	text := fmt.Sprintf("%s, %s in %s", english.Plural(len(r.Snapshots), "snapshot", ""), humanize.IBytes(uint64(r.Bytes)), time.Duration(r.Seconds*float64(time.Second)).Round(10*time.Millisecond))
 	if len(r.Moved) > 0 {
 		text += "; moved the channels " + strings.Join(r.Moved, ", ")
 	}
