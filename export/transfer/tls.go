@@ -223,7 +223,9 @@ func (r *Receiver) Listen(ctx context.Context, l net.Listener, identity *Identit
 			peer := conn.RemoteAddr().String()
 			secure := tls.Server(conn, config)
 			err := r.authenticate(secure, identity)
-			waiting.leave(conn)
+			if !waiting.leave(conn) {
+				return
+			}
 			if err == nil {
 				err = r.Serve(ctx, secure, peer)
 			} else {
@@ -255,11 +257,16 @@ func (l *lobby) enter(conn net.Conn) {
 	l.conns = append(l.conns, conn)
 }
 
-// leave lets conn out. It may have been closed to make room.
-func (l *lobby) leave(conn net.Conn) {
+// leave lets conn out. It returns false if that was closed to make room.
+func (l *lobby) leave(conn net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.conns = slices.DeleteFunc(l.conns, func(c net.Conn) bool { return c == conn })
+	at := slices.Index(l.conns, conn)
+	if at < 0 {
+		return false
+	}
+	l.conns = slices.Delete(l.conns, at, at+1)
+	return true
 }
 
 // authenticate reads the secret of a sender.

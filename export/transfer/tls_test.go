@@ -108,6 +108,9 @@ func TestSilentStrangers(t *testing.T) {
 	if took := time.Since(begun); took > authTime/2 {
 		t.Errorf("it took %v", took)
 	}
+	if said := b.logged.String(); strings.Contains(said, "no token came") {
+		t.Errorf("who had to make room is logged, so that strangers fill the log:\n%s", said)
+	}
 }
 
 func TestParseAddress(t *testing.T) {

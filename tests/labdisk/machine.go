@@ -36,8 +36,7 @@ const AccelEnv = "SIDUS_TEST_ACCEL"
 // files and thrown away.
 func (d *Disk) QEMUArgs(data, port string) []string {
 	drive := func(file string) string {
-		// A comma in a value is written twice.
-		return "file=" + strings.ReplaceAll(file, ",", ",,") + ",format=raw,if=virtio,snapshot=on,cache=unsafe"
+		return "file=" + value(file) + ",format=raw,if=virtio,snapshot=on,cache=unsafe"
 	}
 	return []string{
 		"-cpu", processor(),
@@ -46,6 +45,9 @@ func (d *Disk) QEMUArgs(data, port string) []string {
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=" + port + ",name=" + PortName,
 	}
 }
+
+// value is a value of one of QEMU's options, in which a comma is written twice.
+func value(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // processor is QEMU's model of the processor. Emulated, the newest one has the
 // kernel do what only pays in hardware (five levels of page tables, large
@@ -72,7 +74,7 @@ func boot(ctx context.Context, disk *Disk, data, work, output string, out io.Wri
 		"-chardev", "file,id=console,path=" + filepath.Join(work, "console"), "-serial", "chardev:console",
 		// Not "stdio": with its standard input at the end, QEMU takes the port for
 		// disconnected, and the guest's writes block.
-		"-chardev", "file,id=port,path=/proc/self/fd/1", "-chardev", "file,id=output,path=" + strings.ReplaceAll(output, ",", ",,"),
+		"-chardev", "file,id=port,path=/proc/self/fd/1", "-chardev", "file,id=output,path=" + value(output),
 		"-append", RunCommandLine + " panic=-1",
 	}, disk.QEMUArgs(data, "port")...)
 	args = append(args, "-device", "virtserialport,chardev=output,name="+outputName)

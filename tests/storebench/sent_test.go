@@ -1,7 +1,9 @@
 package storebench
 
 import (
+	"maps"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -38,7 +40,8 @@ func compareSent(t *testing.T, file string) {
 	}
 	rounds := 0
 	next := func() bool { rounds++; return rounds <= 10 }
-	for metric, value := range (comparison{"zfs", source, `cat "$0" | zstd -T0`, file}).run(t, next) {
-		t.Logf("%8.3f %s", value, metric)
+	metrics := comparison{"zfs", source, `cat "$0" | zstd -T0`, file}.run(t, next)
+	for _, metric := range slices.Sorted(maps.Keys(metrics)) {
+		t.Logf("%8.3f %s", metrics[metric], metric)
 	}
 }
